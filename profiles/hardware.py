@@ -1,0 +1,123 @@
+"""The machine: devices with memory and speed, links with bandwidth and latency."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, ClassVar, Literal, Self
+
+from pydantic import AfterValidator, Field, model_validator
+
+from profiles.document import Document, Noun
+from profiles.errors import HardwareError, MoeplanError
+from profiles.units import ByteCount, BytesPerSecond, FlopPerSecond, Seconds
+
+DEVICE_NAME = re.compile(r"cpu|cuda:(0|[1-9][0-9]{0,3})")
+
+
+def device_name(name: str) -> str:
+    """`name` if it is `cpu` or `cuda:<index>`, else ValueError."""
+    if not DEVICE_NAME.fullmatch(name):
+        raise ValueError("is not a device name; use 'cpu' or 'cuda:0', 'cuda:1', …")
+    return name
+
+
+DeviceName = Annotated[str, AfterValidator(device_name)]
+Ratio = Annotated[float, Field(gt=0, le=1)]
+Margin = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Device(Noun):
+    """A GPU or the CPU with its RAM. What is not given here (margin, overheads, efficiencies) has a sourced default.
+
+    `launch_s` is the fixed price of running a block, `sync_s` that of handing work to this device in mid-layer.
+    """
+
+    name: DeviceName
+    kind: Literal["gpu", "cpu"]
+    model: str | None = None
+    memory_bytes: Annotated[ByteCount, Field(gt=0)]
+    reserved_bytes: ByteCount = 0
+    safety_margin: Margin | None = None
+    bandwidth_bytes_per_s: BytesPerSecond
+    flops_per_s: Annotated[dict[str, FlopPerSecond], Field(min_length=1)]
+    bandwidth_efficiency: Ratio | None = None
+    flops_efficiency: Ratio | None = None
+    launch_s: Seconds | None = None
+    sync_s: Seconds | None = None
+
+    @model_validator(mode="after")
+    def _name_says_kind(self) -> Self:
+        if (self.name == "cpu") != (self.kind == "cpu"):
+            raise ValueError(f"{self.name} cannot be of kind {self.kind}; GPUs are cuda:<index>, the CPU is cpu")
+        return self
+
+
+class Link(Noun):
+    """What lies between two devices, usable in both directions."""
+
+    between: tuple[DeviceName, DeviceName]
+    bandwidth_bytes_per_s: BytesPerSecond
+    latency_s: Seconds
+
+
+class Hardware(Document):
+    """One machine. Every device can reach every other over its links; there is exactly one `cpu`.
+
+    >>> gpu = {"name": "cuda:0", "kind": "gpu", "memory_bytes": "46 GB", "bandwidth_bytes_per_s": "864 GB/s",
+    ...        "flops_per_s": {"bf16": "181 TFLOP/s"}}
+    >>> cpu = {"name": "cpu", "kind": "cpu", "memory_bytes": "512 GB", "bandwidth_bytes_per_s": "200 GB/s",
+    ...        "flops_per_s": {"bf16": "4 TFLOP/s"}}
+    >>> link = {"between": ["cpu", "cuda:0"], "bandwidth_bytes_per_s": "25 GB/s", "latency_s": "10 us"}
+    >>> Hardware(name="one card", devices=[gpu, cpu], links=[link]).gpus[0].memory_bytes
+    46000000000
+    """
+
+    error: ClassVar[type[MoeplanError]] = HardwareError
+
+    schema_: Annotated[Literal[1], Field(alias="schema")] = 1
+    name: Annotated[str, Field(min_length=1)]
+    source: str | None = None
+    notes: tuple[str, ...] = ()
+    devices: Annotated[tuple[Device, ...], Field(min_length=1, max_length=1024)]
+    links: tuple[Link, ...] = ()
+
+    @model_validator(mode="after")
+    def _is_one_machine(self) -> Self:
+        names = [device.name for device in self.devices]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise ValueError(f"devices: {twice} is given twice; give each device its own name")
+        if "cpu" not in names:
+            raise ValueError("devices: there is no cpu; add one with the machine's RAM")
+        for index, link in enumerate(self.links):
+            stray = next((name for name in link.between if name not in names), None)
+            if stray is not None:
+                raise ValueError(f"links[{index}].between: {stray} is not a device here; use {', '.join(names)}")
+            if link.between[0] == link.between[1]:
+                raise ValueError(f"links[{index}].between: {stray or link.between[0]} twice; name two devices")
+        reached, frontier = {"cpu"}, ["cpu"]
+        while frontier:
+            here = frontier.pop()
+            ends = [b if a == here else a for a, b in (link.between for link in self.links) if here in (a, b)]
+            frontier += [end for end in ends if end not in reached]
+            reached.update(ends)
+        lost = next((name for name in names if name not in reached), None)
+        if lost is not None:
+            raise ValueError(f"links: nothing connects {lost} to the cpu; add a link")
+        return self
+
+    @property
+    def gpus(self) -> tuple[Device, ...]:
+        return tuple(device for device in self.devices if device.kind == "gpu")
+
+    @property
+    def cpu(self) -> Device:
+        return next(device for device in self.devices if device.kind == "cpu")
+
+    def device(self, name: str) -> Device:
+        """The device called `name`; HardwareError when there is none."""
+        for device in self.devices:
+            if device.name == name:
+                return device
+        known = ", ".join(device.name for device in self.devices)
+        raise HardwareError(f"{self.name}: has no device {name}; it has {known}")

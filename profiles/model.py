@@ -1,0 +1,170 @@
+"""What a model is made of: blocks with bytes, parameters, KV and, where somebody measured them, seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, model_serializer, model_validator
+
+from profiles.document import Document, Noun
+from profiles.units import ByteCount, Seconds
+
+Kind = Literal["gpu", "cpu"]
+TimePoints = dict[str, dict[Annotated[int, Field(ge=1)], Seconds]]
+
+
+class KindBytes(Noun):
+    """Bytes of the same weights on each kind of device (Marlin on a GPU and Q8 on the CPU weigh differently).
+
+    A single number means the same on both kinds, in files and in Python.
+
+    >>> KindBytes.model_validate(7).on("cpu")
+    7
+    """
+
+    gpu: ByteCount
+    cpu: ByteCount
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_one_number(cls, value: object) -> object:
+        return value if isinstance(value, (dict, KindBytes)) else {"gpu": value, "cpu": value}
+
+    @model_serializer
+    def _to_one_number(self) -> int | dict[str, int]:
+        return self.gpu if self.gpu == self.cpu else {"gpu": self.gpu, "cpu": self.cpu}
+
+    def on(self, kind: Kind) -> int:
+        return self.gpu if kind == "gpu" else self.cpu
+
+
+class Workspace(Noun):
+    """Bytes a block needs while it runs and gives back afterwards, per sequence of the batch.
+
+    `per_token` counts tokens of one prefill chunk, `per_context_token` the tokens the cache is reserved for,
+    `per_sequence` neither. A single number means `per_token`.
+    """
+
+    per_token: ByteCount = 0
+    per_context_token: ByteCount = 0
+    per_sequence: ByteCount = 0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_one_number(cls, value: object) -> object:
+        return value if isinstance(value, (dict, Workspace)) else {"per_token": value}
+
+
+class Block(Noun):
+    """A unit of placement. Unknown `params` and `workspace_bytes` are estimated by the cost model, which says how.
+
+    `measured_seconds` maps a device kind, a device's model or its name to {tokens in the step: seconds}; a measured
+    time beats the formula.
+    """
+
+    weight_bytes: KindBytes
+    params: Annotated[int, Field(ge=0, strict=True)] | None = None
+    workspace_bytes: Workspace | None = None
+    measured_seconds: TimePoints | None = None
+
+    @model_validator(mode="after")
+    def _measured_points_exist(self) -> Self:
+        for place, points in (self.measured_seconds or {}).items():
+            if not points:
+                raise ValueError(f"measured_seconds of {place!r} is empty; give {{tokens: seconds}} or leave it out")
+        return self
+
+
+class Attention(Block):
+    """All of a decoder layer that is not routed experts: attention, norms, router, shared experts, a dense FFN.
+
+    The KV cache lives with it: `kv_bytes_per_token` for each cached token, of which a layer with a sliding or chunked
+    window keeps at most `kv_window_tokens`; `state_bytes` is what a sequence needs whatever its length (linear
+    attention). `flops_per_token_pair` are the score and value FLOPs for one new token and one cached token.
+    """
+
+    kv_bytes_per_token: ByteCount = 0
+    kv_window_tokens: Annotated[int, Field(ge=1, strict=True)] | None = None
+    state_bytes: ByteCount = 0
+    flops_per_token_pair: Annotated[int, Field(ge=0)] = 0
+
+
+class Experts(Block):
+    """The routed experts of one layer. `weight_bytes` and `params` are of all `count` of them together.
+
+    `expert_weight_bytes` (one number an expert, as on a GPU) and `frequencies` (probability that a token uses
+    expert i) are given where known; otherwise experts are equal, and each is used with probability active / count.
+    """
+
+    count: Annotated[int, Field(ge=1, le=100_000, strict=True)]
+    active: Annotated[int, Field(ge=1, strict=True)]
+    expert_weight_bytes: tuple[ByteCount, ...] | None = None
+    frequencies: tuple[Annotated[float, Field(ge=0, le=1)], ...] | None = None
+
+    @model_validator(mode="after")
+    def _counts_agree(self) -> Self:
+        if self.active > self.count:
+            raise ValueError(f"active {self.active} is more than count {self.count}; a token cannot use that many")
+        for name in ("expert_weight_bytes", "frequencies"):
+            values = getattr(self, name)
+            if values is not None and len(values) != self.count:
+                raise ValueError(f"{name} has {len(values)} entries for {self.count} experts; give one an expert")
+        if self.expert_weight_bytes is not None and sum(self.expert_weight_bytes) != self.weight_bytes.gpu:
+            raise ValueError(f"expert_weight_bytes sum to {sum(self.expert_weight_bytes)}, not to weight_bytes")
+        return self
+
+
+class Layer(Noun):
+    """One decoder layer; `experts` is None for a dense one, whose FFN belongs to `attention`."""
+
+    attention: Attention
+    experts: Experts | None = None
+
+    @model_serializer(mode="wrap")
+    def _say_null(self, default: Callable[[Self], dict[str, Any]]) -> dict[str, Any]:
+        return {"experts": None, **default(self)} if self.experts is None else default(self)
+
+
+class ModelProfile(Document):
+    """Bytes, parameters, KV and measured times of every block of a model. See DESIGN: the profile document, schema 1.
+
+    `tied_bytes` are bytes of the head that are the embedding's own tensor: on one device they are held once.
+    `architecture` is Hugging Face's `model_type` where known; exporters need it.
+
+    >>> block = {"weight_bytes": "1 GB"}
+    >>> tiny = ModelProfile(model="tiny", source="example", hidden_size=64, embedding=block, head=block,
+    ...                     layers=[{"attention": block, "experts": {"weight_bytes": "4 GB", "count": 8, "active": 2}}])
+    >>> tiny.weight_bytes
+    7000000000
+    """
+
+    schema_: Annotated[Literal[1], Field(alias="schema")] = 1
+    model: Annotated[str, Field(min_length=1)]
+    architecture: str | None = None
+    quant: str | None = None
+    source: Annotated[str, Field(min_length=1)]
+    notes: tuple[str, ...] = ()
+    hidden_size: Annotated[int, Field(ge=1, strict=True)]
+    activation_bytes: Annotated[int, Field(ge=1, le=8, strict=True)] = 2
+    tied_bytes: ByteCount = 0
+    embedding: Block
+    head: Block
+    layers: Annotated[tuple[Layer, ...], Field(min_length=1, max_length=10_000)]
+
+    @model_validator(mode="after")
+    def _tied_bytes_exist(self) -> Self:
+        if self.tied_bytes > min(self.embedding.weight_bytes.gpu, self.head.weight_bytes.gpu):
+            raise ValueError(f"tied_bytes {self.tied_bytes} is more than the embedding or the head weighs; lower it")
+        return self
+
+    @property
+    def blocks(self) -> tuple[Block, ...]:
+        """Every block: the embedding, each layer's attention and experts, the head."""
+        inner = [b for layer in self.layers for b in (layer.attention, layer.experts) if b is not None]
+        return (self.embedding, *inner, self.head)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of all weights on one GPU."""
+        return sum(block.weight_bytes.gpu for block in self.blocks) - self.tied_bytes

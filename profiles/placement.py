@@ -1,0 +1,149 @@
+"""The plan document: which block lives where, what that costs, and how good it is proved to be."""
+
+from __future__ import annotations
+
+from html import escape
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from profiles.document import Document, Noun
+from profiles.hardware import DeviceName, Margin
+from profiles.units import gb
+from profiles.workload import Workload
+
+ExpertIds = tuple[Annotated[int, Field(ge=0, strict=True)], ...]
+Objective = Literal["request", "decode", "prefill", "throughput"]
+Granularity = Literal["layer", "module", "expert"]
+Status = Literal["optimal", "feasible"]
+
+
+class LayerPlacement(Noun):
+    """Where one layer lives. `experts` is empty for a dense layer, one device -> "all", or device -> expert ids."""
+
+    attention: DeviceName
+    experts: dict[DeviceName, Literal["all"] | ExpertIds] = {}
+
+    @model_validator(mode="after")
+    def _each_expert_once(self) -> Self:
+        if "all" in self.experts.values() and len(self.experts) > 1:
+            raise ValueError("experts: 'all' on one device leaves none for another; list the ids of each device")
+        ids = [i for part in self.experts.values() if part != "all" for i in part]
+        if len(ids) != len(set(ids)):
+            twice = next(i for i in ids if ids.count(i) > 1)
+            raise ValueError(f"experts: expert {twice} is placed twice; keep one")
+        if any(part == () for part in self.experts.values()):
+            raise ValueError("experts: a device with no expert ids; leave the device out")
+        return self
+
+    @property
+    def experts_device(self) -> str | None:
+        """The one device of all experts; None for a dense or a split layer."""
+        return next(iter(self.experts)) if "all" in self.experts.values() else None
+
+
+class DeviceMemory(Noun):
+    """Bytes on one device, as DESIGN counts them. `used_bytes` must not exceed `usable_bytes`."""
+
+    weights_bytes: int
+    kv_bytes: int
+    workspace_bytes: int
+    reserved_bytes: int
+    usable_bytes: int
+
+    @property
+    def used_bytes(self) -> int:
+        return self.weights_bytes + self.kv_bytes + self.workspace_bytes
+
+    @property
+    def free_bytes(self) -> int:
+        """What is left of the usable memory; negative when the device overflows."""
+        return self.usable_bytes - self.used_bytes
+
+
+class Prediction(Noun):
+    """Predicted seconds. `tokens_per_s` is decode speed over the whole batch."""
+
+    prefill_s: float
+    decode_step_s: float
+    tokens_per_s: float
+
+
+class Placement(Document):
+    """A plan: block -> device. What a solver or an evaluator found out about it is filled in where known.
+
+    `bound_s` is a proven lower bound over all placements that the granularity and target allow, and
+    `gap` = (objective_s - bound_s) / objective_s. A placement written by hand needs only `embedding`, `head`, `layers`.
+
+    >>> plan = Placement(embedding="cpu", head="cuda:0", layers=[{"attention": "cuda:0", "experts": {"cpu": "all"}}])
+    >>> plan.layers[0].experts_device
+    'cpu'
+    """
+
+    schema_: Annotated[Literal[1], Field(alias="schema")] = 1
+    model: str | None = None
+    architecture: str | None = None
+    hardware: str | None = None
+    target: str | None = None
+    granularity: Granularity | None = None
+    status: Status | None = None
+    objective: Objective | None = None
+    objective_s: Annotated[float, Field(ge=0)] | None = None
+    bound_s: Annotated[float, Field(ge=0)] | None = None
+    gap: Annotated[float, Field(ge=0)] | None = None
+    solve_s: Annotated[float, Field(ge=0)] | None = None
+    embedding: DeviceName
+    head: DeviceName
+    layers: Annotated[tuple[LayerPlacement, ...], Field(min_length=1)]
+    memory: dict[DeviceName, DeviceMemory] | None = None
+    prediction: Prediction | None = None
+    workload: Workload | None = None
+    safety_margin: Margin | None = None
+
+    @property
+    def devices(self) -> frozenset[str]:
+        """Every device that holds a block."""
+        inner = {d for layer in self.layers for d in (layer.attention, *layer.experts)}
+        return frozenset(inner | {self.embedding, self.head})
+
+    def _repr_html_(self) -> str:
+        """A notebook shows the plan as a table: one row a device, with its layers, bytes and free memory."""
+        rows = "".join(
+            f"<tr><td>{escape(device)}</td><td>{escape(held)}</td><td>{escape(used)}</td><td>{escape(free)}</td></tr>"
+            for device, held, used, free in self.device_rows()
+        )
+        title = f"{self.model or 'model'} on {self.hardware or 'machine'}"
+        if self.status is not None and self.objective_s is not None:
+            title += f": {self.status}, {self.objective} {self.objective_s:.3f} s, gap {self.gap or 0:.2%}"
+        head = "<tr><th>device</th><th>holds</th><th>used</th><th>free</th></tr>"
+        return f"<table><caption>{escape(title)}</caption>{head}{rows}</table>"
+
+    def device_rows(self) -> list[tuple[str, str, str, str]]:
+        """(device, what it holds, used, free) for every device, as text for tables."""
+        names = sorted(self.memory or self.devices, key=lambda d: (d == "cpu", len(d), d))
+        rows = []
+        for device in names:
+            attention = [i for i, layer in enumerate(self.layers) if layer.attention == device]
+            experts = [i for i, layer in enumerate(self.layers) if device in layer.experts]
+            held = [name for name, home in (("embedding", self.embedding), ("head", self.head)) if home == device]
+            held += [f"attention {ranges(attention)}"] if attention else []
+            held += [f"experts {ranges(experts)}"] if experts else []
+            memory = (self.memory or {}).get(device)
+            used, free = (gb(memory.used_bytes), gb(memory.free_bytes)) if memory else ("?", "?")
+            rows.append((device, ", ".join(held) or "nothing", used, free))
+        return rows
+
+
+def ranges(numbers: list[int]) -> str:
+    """Sorted whole numbers in short.
+
+    >>> ranges([0, 1, 2, 5, 7, 8])
+    '0-2,5,7-8'
+    """
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
