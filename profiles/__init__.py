@@ -1,1 +1,52 @@
 """The nouns: model profiles, hardware, workloads, placements, and the readers of real files."""
+
+from profiles.errors import (
+    ApplyError,
+    HardwareError,
+    InfeasiblePlacement,
+    MoeplanError,
+    ProfileError,
+    TargetError,
+)
+from profiles.hardware import Device, Hardware, Link
+from profiles.load import (
+    hardware_presets,
+    load_hardware,
+    load_placement,
+    load_profile,
+    load_workload,
+    profile_presets,
+)
+from profiles.model import Attention, Block, Experts, KindBytes, Layer, ModelProfile, Workspace
+from profiles.placement import DeviceMemory, LayerPlacement, Placement, Prediction
+from profiles.workload import Workload
+
+__all__ = [
+    "ApplyError",
+    "Attention",
+    "Block",
+    "Device",
+    "DeviceMemory",
+    "Experts",
+    "Hardware",
+    "HardwareError",
+    "InfeasiblePlacement",
+    "KindBytes",
+    "Layer",
+    "LayerPlacement",
+    "Link",
+    "ModelProfile",
+    "MoeplanError",
+    "Placement",
+    "Prediction",
+    "ProfileError",
+    "TargetError",
+    "Workload",
+    "Workspace",
+    "hardware_presets",
+    "load_hardware",
+    "load_placement",
+    "load_profile",
+    "load_workload",
+    "profile_presets",
+]

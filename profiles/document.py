@@ -5,13 +5,14 @@ from __future__ import annotations
 import difflib
 import json
 import os
+import stat
 import tempfile
 from collections.abc import Hashable
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from profiles.errors import MoeplanError, ProfileError
 
@@ -19,26 +20,50 @@ MAX_DOCUMENT_BYTES = 2**20
 """Larger files are refused before they are parsed: the largest honest document is well under this."""
 
 
-class Noun(BaseModel):
-    """A frozen value that refuses unknown keys; change it with `replace`."""
+def _schema_number(value: object) -> object:
+    """1.0 and true equal 1 in Python, but neither is a schema number."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError("is not a schema number; write schema: 1")
+    return value
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_by_name=True)
+
+def text_keys(value: object) -> object:
+    """`value`; ValueError when it is a mapping with keys that are not text. For documents inside documents."""
+    if isinstance(value, dict) and not all(isinstance(key, str) for key in value):
+        raise ValueError("has a key that is not text; write keys as plain words")
+    return value
+
+
+SchemaOne = Annotated[Literal[1], BeforeValidator(_schema_number)]
+
+
+class Noun(BaseModel):
+    """A frozen value that refuses unknown keys; change it with `replace`. `error` is what a bad change raises."""
+
+    error: ClassVar[type[MoeplanError]] = ProfileError
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_by_name=True, allow_inf_nan=False)
 
     def replace(self, **changes: Any) -> Self:
-        """A copy with some fields changed, validated again (what-if variants are made this way)."""
-        return type(self)(**{**{name: getattr(self, name) for name in type(self).model_fields}, **changes})
+        """A copy with some fields changed, validated again (what-if variants are made this way).
+
+        Raises MoeplanError with one line when the changed noun is no longer valid.
+        """
+        kept = {name: getattr(self, name) for name in type(self).model_fields}
+        try:
+            return type(self)(**{**kept, **changes})
+        except ValidationError as problem:
+            raise self.error(one_line(f"{type(self).__name__}: {first_problem(problem, type(self))}")) from None
 
 
 class Document(Noun):
     """A noun with a file form. Creating one from bad values raises `error` with one line, never a traceback of ours."""
 
-    error: ClassVar[type[MoeplanError]] = ProfileError
-
-    def __init__(self, **data: Any) -> None:
+    def __init__(self, /, **data: Any) -> None:
         try:
             super().__init__(**data)
         except ValidationError as problem:
-            raise self.error(f"{type(self).__name__}: {first_problem(problem, type(self))}") from None
+            raise self.error(one_line(f"{type(self).__name__}: {first_problem(problem, type(self))}")) from None
 
     def to_dict(self) -> dict[str, Any]:
         """The canonical document: JSON types only, bytes, bytes/s, FLOP/s and seconds."""
@@ -48,17 +73,16 @@ class Document(Noun):
         return json.dumps(self.to_dict(), indent=2)
 
     def to_yaml(self) -> str:
-        return yaml.safe_dump(self.to_dict(), sort_keys=False, default_flow_style=None, width=10**6)
+        return dump_yaml(self.to_dict())
 
     @classmethod
     def from_dict(cls, data: object, where: str = "") -> Self:
         """Build from a parsed document; `where` (a file name) starts the message of any error."""
-        if not isinstance(data, dict) or not all(isinstance(key, str) for key in data):
-            raise cls.error(f"{where or cls.__name__}: expected a mapping of keys to values, got {short(data)}")
+        document = require_mapping(data, where or cls.__name__, cls.error)
         try:
-            return cls(**data)
+            return cls(**document)
         except MoeplanError as problem:
-            raise (type(problem)(f"{where}: {problem}") if where else problem) from None
+            raise (type(problem)(one_line(f"{where}: {problem}")) if where else problem) from None
 
     def save(self, path: str | Path) -> None:
         """Write YAML (or JSON for a .json name) atomically: the old file stays whole until the new one is."""
@@ -66,13 +90,53 @@ class Document(Noun):
         write_text(path, self.to_json() if path.suffix == ".json" else self.to_yaml())
 
 
+class _PlainDumper(yaml.SafeDumper):
+    """Writes a value that occurs twice out twice: an alias is what our own reader refuses."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def dump_yaml(data: Any) -> str:
+    """Plain values as YAML, innermost mappings and lists on one line each, without aliases."""
+    return str(yaml.dump(data, Dumper=_PlainDumper, sort_keys=False, default_flow_style=None, width=10**6))
+
+
+MAX_MESSAGE = 380
+"""Longest error message: what a terminal shows in a few lines, whatever was in the file."""
+
+
+def one_line(message: str) -> str:
+    """`message` without line breaks or other control characters, its middle cut out beyond `MAX_MESSAGE` characters.
+
+    The start names the file and the end the remedy, so both stay.
+    """
+    if len(message) > MAX_MESSAGE:
+        message = message[: MAX_MESSAGE // 2] + "…" + message[-(MAX_MESSAGE // 2 - 1) :]
+    return "".join(c if c.isprintable() else " " if c.isspace() else "?" for c in message)
+
+
+def require_mapping(data: object, where: str, error: type[MoeplanError]) -> dict[str, Any]:
+    """`data` if it is a mapping with text keys; otherwise `error`, which says what it is instead."""
+    if not isinstance(data, dict):
+        found = f"expected a mapping of keys to values, got {short(data)}"
+        raise error(one_line(f"{where}: {found}; give 'key: value' lines"))
+    stray = [key for key in data if not isinstance(key, str)]
+    if stray:
+        raise error(one_line(f"{where}: key {short(stray[0])} is not text; write it in quotes or take it out"))
+    return data
+
+
 def first_problem(problem: ValidationError, model: type[BaseModel]) -> str:
     """The first of pydantic's findings as `field: reason (got value)`, with the remedy where one is known."""
-    found = problem.errors(include_url=False)[0]
-    field = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in found["loc"]).lstrip(".")
+    errors = problem.errors(include_url=False)
+    found = errors[0]
+    if found["type"] == "missing":  # a misspelt key is why another one is missing
+        found = next((error for error in errors if error["type"] == "extra_forbidden"), found)
+    field = "".join(f"[{part}]" if isinstance(part, int) else f".{_cut(part)}" for part in found["loc"]).lstrip(".")
     if found["type"] == "extra_forbidden":
         known = _known_keys(model, found["loc"][:-1])
-        near = difflib.get_close_matches(str(found["loc"][-1]), known, n=1)
+        near = difflib.get_close_matches(_cut(str(found["loc"][-1])), known, n=1)
         hint = f"did you mean '{near[0]}'?" if near else f"remove it; known keys: {', '.join(known)}"
         return f"{field}: unknown key, {hint}"
     if found["type"] == "missing":
@@ -80,6 +144,10 @@ def first_problem(problem: ValidationError, model: type[BaseModel]) -> str:
     reason = found["msg"].removeprefix("Value error, ")
     where = f"{field}: " if field else ""
     return f"{where}{reason}" + (f" (got {short(found['input'])})" if field else "")
+
+
+def _cut(key: str, limit: int = 40) -> str:
+    return key if len(key) <= limit else key[: limit - 1] + "…"
 
 
 def _known_keys(model: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
@@ -108,7 +176,11 @@ def short(value: object, limit: int = 60) -> str:
     """`value` on one short line for an error message, whatever it is and however deep."""
     if isinstance(value, (dict, list, tuple)):
         return f"a {'mapping' if isinstance(value, dict) else 'list'} of {len(value)}"
-    text = repr(value)
+    if isinstance(value, BaseModel):
+        return f"a {type(value).__name__}"
+    if isinstance(value, int) and value.bit_length() > 200:
+        return "a huge number"  # Python refuses to print more than 4300 digits
+    text = repr(value[: limit + 1] if isinstance(value, (str, bytes)) else value)
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
@@ -121,37 +193,78 @@ class _StrictLoader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Hashable, Any]:
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        twice = next((key for key in keys if keys.count(key) > 1), None) if len(keys) != len(set(keys)) else None
-        if twice is not None:
-            raise yaml.YAMLError(f"key {twice!r} is given twice in line {node.start_mark.line + 1}; keep one")
-        return super().construct_mapping(node, deep)
+        line = node.start_mark.line + 1
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.tag == "tag:yaml.org,2002:merge":
+                raise yaml.YAMLError(f"merge keys (<<) are not allowed in line {line}; write the values out")
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                raise yaml.YAMLError(f"key {short(key.value)} is given twice in the mapping of line {line}; keep one")
+            seen.add(key.value if isinstance(key, yaml.ScalarNode) else "")
+        made = super().construct_mapping(node, deep)
+        if len(made) < len(node.value):  # such as 1 and 0x1, equal once read
+            raise yaml.YAMLError(f"two keys of the mapping of line {line} are equal; keep one")
+        return made
+
+    def construct_number(self, node: Any) -> int | float:
+        """YAML numbers may be as long as the file (and in base 60); reading such a one takes time and has no use."""
+        if len(node.value) > 60:
+            line = node.start_mark.line + 1
+            raise yaml.YAMLError(f"a number of {len(node.value)} characters in line {line}; shorten it")
+        if node.tag.endswith(":int"):
+            return self.construct_yaml_int(node)
+        return self.construct_yaml_float(node)
+
+
+_StrictLoader.add_constructor("tag:yaml.org,2002:int", _StrictLoader.construct_number)
+_StrictLoader.add_constructor("tag:yaml.org,2002:float", _StrictLoader.construct_number)
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object whose keys are all different: Python's reader would silently keep the last."""
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise ValueError(f"key {short(twice)} is given twice; keep one")
+    return made
+
+
+def _parse_json(text: str) -> Any:
+    return json.loads(text, object_pairs_hook=_once)  # NaN and Infinity stand in real config.json files
+
+
+def _parse_yaml(text: str) -> Any:
+    loader = _StrictLoader(text)
+    try:
+        return loader.get_single_data()
+    finally:
+        loader.dispose()
 
 
 def parse_document(text: str, where: str, error: type[MoeplanError] = ProfileError) -> Any:
-    """Parse YAML or JSON (text that starts with "{" or "[" and a .json name is JSON) into plain values.
+    """Parse YAML, or JSON where `where` ends in .json, into plain values.
 
     Raises `error` with one line: tags, aliases, doubled keys, bad syntax and too deep nesting are all refused.
     """
+    kind = "JSON" if where.lower().endswith(".json") else "YAML"
     try:
-        if where.endswith(".json"):
-            return json.loads(text)
-        loader = _StrictLoader(text)
-        try:
-            return loader.get_single_data()
-        finally:
-            loader.dispose()  # type: ignore[no-untyped-call]
+        data = _parse_json(text) if kind == "JSON" else _parse_yaml(text)
+        if "\\u" in text.lower():  # an escape can write half a character, which no file or screen takes
+            json.dumps(data, ensure_ascii=False, default=str, skipkeys=True).encode("utf-8")
+        return data
     except json.JSONDecodeError as problem:
-        reason = f"{problem.msg} in line {problem.lineno}"
-        raise error(f"{where}: not valid JSON: {reason}; mend or download the file again") from None
+        reason = f"{problem.msg} in line {problem.lineno}; mend or download the file again"
     except yaml.YAMLError as problem:
         mark = getattr(problem, "problem_mark", None)
-        reason = getattr(problem, "problem", None) or str(problem).splitlines()[0]
-        place = f" in line {mark.line + 1}" if mark is not None else ""
-        raise error(f"{where}: not valid YAML: {reason}{place}; only plain values are read") from None
-    except (ValueError, RecursionError) as problem:
-        reason = "nested too deep" if isinstance(problem, RecursionError) else str(problem).splitlines()[0]
-        raise error(f"{where}: cannot be read: {reason}; write plain values") from None
+        said = getattr(problem, "problem", None) or next(iter(str(problem).splitlines()), "bad syntax")
+        reason = f"{said}{f' in line {mark.line + 1}' if mark is not None else ''}; only plain values are read"
+    except RecursionError:
+        reason = "nested too deep; no document needs that"
+    except (ValueError, OverflowError, TypeError, KeyError, AttributeError) as problem:
+        # PyYAML lets these out for odd scalars, such as the date 2024-13-45
+        reason = f"{next(iter(str(problem).splitlines()), 'odd value')}; write plain values"
+    raise error(one_line(f"{where}: not valid {kind}: {reason}"))
 
 
 def read_text(path: str | Path, error: type[MoeplanError] = ProfileError) -> str:
@@ -159,22 +272,24 @@ def read_text(path: str | Path, error: type[MoeplanError] = ProfileError) -> str
     path = Path(path)
     try:
         if path.is_dir():
-            raise error(f"{path}: is a folder; name a file in it")
-        size = path.stat().st_size
-        if size > MAX_DOCUMENT_BYTES:
-            raise error(
-                f"{path}: {size} bytes, more than the {MAX_DOCUMENT_BYTES} that a document may have; shorten it"
-            )
+            raise error(one_line(f"{path}: is a folder; name a file in it"))
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise error(one_line(f"{path}: is not a regular file; give a YAML or JSON file"))
         with path.open("rb") as file:
             raw = file.read(MAX_DOCUMENT_BYTES + 1)
         if len(raw) > MAX_DOCUMENT_BYTES:
-            raise error(f"{path}: more than the {MAX_DOCUMENT_BYTES} bytes that a document may have; shorten it")
+            size = f"{max(status.st_size, len(raw))} bytes, more than the {MAX_DOCUMENT_BYTES} that a document may have"
+            raise error(one_line(f"{path}: {size}; shorten it"))
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError:
-        raise error(f"{path}: is not UTF-8 text; give a YAML or JSON file") from None
+        raise error(one_line(f"{path}: is not UTF-8 text; give a YAML or JSON file")) from None
     except (OSError, ValueError) as problem:
-        reason = getattr(problem, "strerror", None) or str(problem)
-        raise error(f"{path}: cannot be read: {reason}; check the path") from None
+        raise error(one_line(f"{path}: cannot be read: {_reason(problem)}; check the path")) from None
+
+
+def _reason(problem: OSError | ValueError) -> str:
+    return getattr(problem, "strerror", None) or str(problem)
 
 
 def read_document(path: str | Path, error: type[MoeplanError] = ProfileError) -> Any:
@@ -187,17 +302,18 @@ def write_text(path: str | Path, text: str) -> None:
     path = Path(path)
     temporary: str | None = None
     try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".moeplan-")
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write(text if text.endswith("\n") else text + "\n")
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    except OSError as problem:
-        if temporary is not None and os.path.exists(temporary):
-            os.unlink(temporary)
-        raise MoeplanError(
-            f"{path}: cannot be written: {problem.strerror}; check the path and its permissions"
-        ) from None
+        Path(temporary).chmod(0o666 & ~_umask())
+        Path(temporary).replace(path)
+        temporary = None
+    except (OSError, ValueError) as problem:
+        message = f"{path}: cannot be written: {_reason(problem)}; check the path and its permissions"
+        raise MoeplanError(one_line(message)) from None
+    finally:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
 
 
 def _umask() -> int:

@@ -7,9 +7,9 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from profiles.document import Document, Noun
+from profiles.document import Document, Noun, SchemaOne
 from profiles.errors import HardwareError, MoeplanError
-from profiles.units import ByteCount, BytesPerSecond, FlopPerSecond, Seconds
+from profiles.units import ByteCount, BytesPerSecond, FlopPerSecond, Seconds, Share
 
 DEVICE_NAME = re.compile(r"cpu|cuda:(0|[1-9][0-9]{0,3})")
 
@@ -22,8 +22,8 @@ def device_name(name: str) -> str:
 
 
 DeviceName = Annotated[str, AfterValidator(device_name)]
-Ratio = Annotated[float, Field(gt=0, le=1)]
-Margin = Annotated[float, Field(ge=0, lt=1)]
+Ratio = Annotated[Share, Field(gt=0, le=1)]
+Margin = Annotated[Share, Field(ge=0, lt=1)]
 
 
 class Device(Noun):
@@ -31,6 +31,8 @@ class Device(Noun):
 
     `launch_s` is the fixed price of running a block, `sync_s` that of handing work to this device in mid-layer.
     """
+
+    error: ClassVar[type[MoeplanError]] = HardwareError
 
     name: DeviceName
     kind: Literal["gpu", "cpu"]
@@ -55,6 +57,8 @@ class Device(Noun):
 class Link(Noun):
     """What lies between two devices, usable in both directions."""
 
+    error: ClassVar[type[MoeplanError]] = HardwareError
+
     between: tuple[DeviceName, DeviceName]
     bandwidth_bytes_per_s: BytesPerSecond
     latency_s: Seconds
@@ -74,7 +78,7 @@ class Hardware(Document):
 
     error: ClassVar[type[MoeplanError]] = HardwareError
 
-    schema_: Annotated[Literal[1], Field(alias="schema")] = 1
+    schema_: Annotated[SchemaOne, Field(alias="schema")] = 1
     name: Annotated[str, Field(min_length=1)]
     source: str | None = None
     notes: tuple[str, ...] = ()
@@ -94,7 +98,7 @@ class Hardware(Document):
             if stray is not None:
                 raise ValueError(f"links[{index}].between: {stray} is not a device here; use {', '.join(names)}")
             if link.between[0] == link.between[1]:
-                raise ValueError(f"links[{index}].between: {stray or link.between[0]} twice; name two devices")
+                raise ValueError(f"links[{index}].between: {link.between[0]} twice; name two devices")
         reached, frontier = {"cpu"}, ["cpu"]
         while frontier:
             here = frontier.pop()

@@ -7,11 +7,11 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_serializer, model_validator
 
-from profiles.document import Document, Noun
-from profiles.units import ByteCount, Seconds
+from profiles.document import Document, Noun, SchemaOne
+from profiles.units import ByteCount, Seconds, Share
 
 Kind = Literal["gpu", "cpu"]
-TimePoints = dict[str, dict[Annotated[int, Field(ge=1)], Seconds]]
+TimePoints = dict[str, dict[Annotated[int, Field(ge=1, le=10**9)], Seconds]]
 
 
 class KindBytes(Noun):
@@ -64,7 +64,7 @@ class Block(Noun):
     """
 
     weight_bytes: KindBytes
-    params: Annotated[int, Field(ge=0, strict=True)] | None = None
+    params: Annotated[int, Field(ge=0, le=10**18, strict=True)] | None = None
     workspace_bytes: Workspace | None = None
     measured_seconds: TimePoints | None = None
 
@@ -85,9 +85,9 @@ class Attention(Block):
     """
 
     kv_bytes_per_token: ByteCount = 0
-    kv_window_tokens: Annotated[int, Field(ge=1, strict=True)] | None = None
+    kv_window_tokens: Annotated[int, Field(ge=1, le=10**9, strict=True)] | None = None
     state_bytes: ByteCount = 0
-    flops_per_token_pair: Annotated[int, Field(ge=0)] = 0
+    flops_per_token_pair: Annotated[int, Field(ge=0, le=10**12, strict=True)] = 0
 
 
 class Experts(Block):
@@ -100,7 +100,7 @@ class Experts(Block):
     count: Annotated[int, Field(ge=1, le=100_000, strict=True)]
     active: Annotated[int, Field(ge=1, strict=True)]
     expert_weight_bytes: tuple[ByteCount, ...] | None = None
-    frequencies: tuple[Annotated[float, Field(ge=0, le=1)], ...] | None = None
+    frequencies: tuple[Annotated[Share, Field(ge=0, le=1)], ...] | None = None
 
     @model_validator(mode="after")
     def _counts_agree(self) -> Self:
@@ -139,13 +139,13 @@ class ModelProfile(Document):
     7000000000
     """
 
-    schema_: Annotated[Literal[1], Field(alias="schema")] = 1
+    schema_: Annotated[SchemaOne, Field(alias="schema")] = 1
     model: Annotated[str, Field(min_length=1)]
     architecture: str | None = None
     quant: str | None = None
     source: Annotated[str, Field(min_length=1)]
     notes: tuple[str, ...] = ()
-    hidden_size: Annotated[int, Field(ge=1, strict=True)]
+    hidden_size: Annotated[int, Field(ge=1, le=10**7, strict=True)]
     activation_bytes: Annotated[int, Field(ge=1, le=8, strict=True)] = 2
     tied_bytes: ByteCount = 0
     embedding: Block

@@ -5,35 +5,61 @@ from __future__ import annotations
 from html import escape
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from profiles.document import Document, Noun
+from profiles.document import Document, Noun, SchemaOne, short, text_keys
 from profiles.hardware import DeviceName, Margin
-from profiles.units import gb
+from profiles.units import Seconds, Share, gb
 from profiles.workload import Workload
 
-ExpertIds = tuple[Annotated[int, Field(ge=0, strict=True)], ...]
+MAX_EXPERTS = 100_000
+
 Objective = Literal["request", "decode", "prefill", "throughput"]
 Granularity = Literal["layer", "module", "expert"]
 Status = Literal["optimal", "feasible"]
+
+
+def _expert_ids(value: object) -> object:
+    """`value` if it is "all" or a list of expert ids, each once; ValueError otherwise."""
+    if value == "all":
+        return value
+    if not isinstance(value, (list, tuple)):
+        raise ValueError("is neither 'all' nor a list of expert ids; write e.g. [0, 1, 2]")
+    stray = [i for i in value if isinstance(i, bool) or not isinstance(i, int) or not 0 <= i < MAX_EXPERTS]
+    if stray:
+        raise ValueError(f"expert id {short(stray[0])} is not a whole number from 0 to {MAX_EXPERTS - 1}; mend it")
+    if not value:
+        raise ValueError("a device with no expert ids; leave the device out")
+    return value
+
+
+def _first_twice(ids: list[int]) -> int | None:
+    seen: set[int] = set()
+    for i in ids:
+        if i in seen:
+            return i
+        seen.add(i)
+    return None
+
+
+ExpertIds = tuple[int, ...]
+ExpertsHere = Annotated[Literal["all"] | ExpertIds, BeforeValidator(_expert_ids)]
+Count = Annotated[int, Field(ge=-(10**24), le=10**24, strict=True)]
 
 
 class LayerPlacement(Noun):
     """Where one layer lives. `experts` is empty for a dense layer, one device -> "all", or device -> expert ids."""
 
     attention: DeviceName
-    experts: dict[DeviceName, Literal["all"] | ExpertIds] = {}
+    experts: Annotated[dict[DeviceName, ExpertsHere], Field(default_factory=dict)]
 
     @model_validator(mode="after")
     def _each_expert_once(self) -> Self:
         if "all" in self.experts.values() and len(self.experts) > 1:
             raise ValueError("experts: 'all' on one device leaves none for another; list the ids of each device")
-        ids = [i for part in self.experts.values() if part != "all" for i in part]
-        if len(ids) != len(set(ids)):
-            twice = next(i for i in ids if ids.count(i) > 1)
+        twice = _first_twice([i for part in self.experts.values() if part != "all" for i in part])
+        if twice is not None:
             raise ValueError(f"experts: expert {twice} is placed twice; keep one")
-        if any(part == () for part in self.experts.values()):
-            raise ValueError("experts: a device with no expert ids; leave the device out")
         return self
 
     @property
@@ -45,11 +71,11 @@ class LayerPlacement(Noun):
 class DeviceMemory(Noun):
     """Bytes on one device, as DESIGN counts them. `used_bytes` must not exceed `usable_bytes`."""
 
-    weights_bytes: int
-    kv_bytes: int
-    workspace_bytes: int
-    reserved_bytes: int
-    usable_bytes: int
+    weights_bytes: Count
+    kv_bytes: Count
+    workspace_bytes: Count
+    reserved_bytes: Count
+    usable_bytes: Count
 
     @property
     def used_bytes(self) -> int:
@@ -64,9 +90,9 @@ class DeviceMemory(Noun):
 class Prediction(Noun):
     """Predicted seconds. `tokens_per_s` is decode speed over the whole batch."""
 
-    prefill_s: float
-    decode_step_s: float
-    tokens_per_s: float
+    prefill_s: Seconds
+    decode_step_s: Seconds
+    tokens_per_s: Share
 
 
 class Placement(Document):
@@ -80,7 +106,7 @@ class Placement(Document):
     'cpu'
     """
 
-    schema_: Annotated[Literal[1], Field(alias="schema")] = 1
+    schema_: Annotated[SchemaOne, Field(alias="schema")] = 1
     model: str | None = None
     architecture: str | None = None
     hardware: str | None = None
@@ -88,16 +114,16 @@ class Placement(Document):
     granularity: Granularity | None = None
     status: Status | None = None
     objective: Objective | None = None
-    objective_s: Annotated[float, Field(ge=0)] | None = None
-    bound_s: Annotated[float, Field(ge=0)] | None = None
-    gap: Annotated[float, Field(ge=0)] | None = None
-    solve_s: Annotated[float, Field(ge=0)] | None = None
+    objective_s: Seconds | None = None
+    bound_s: Seconds | None = None
+    gap: Share | None = None
+    solve_s: Seconds | None = None
     embedding: DeviceName
     head: DeviceName
-    layers: Annotated[tuple[LayerPlacement, ...], Field(min_length=1)]
+    layers: Annotated[tuple[LayerPlacement, ...], Field(min_length=1, max_length=10_000)]
     memory: dict[DeviceName, DeviceMemory] | None = None
     prediction: Prediction | None = None
-    workload: Workload | None = None
+    workload: Annotated[Workload, BeforeValidator(text_keys)] | None = None
     safety_margin: Margin | None = None
 
     @property

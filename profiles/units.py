@@ -15,6 +15,7 @@ from pydantic import BeforeValidator, Field
 _NUMBER = re.compile(r"\s*([0-9]+(?:\.[0-9]*)?(?:[eE][+-]?[0-9]+)?|\.[0-9]+(?:[eE][+-]?[0-9]+)?)\s*([A-Za-zµμ/]*)\s*")
 _DECIMAL = {"": 1, "k": 10**3, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "P": 10**15}
 _BINARY = {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
+LARGEST = 1e24
 BYTE_UNITS = {f"{p}B": f for p, f in {**_DECIMAL, **_BINARY}.items()}
 TIME_UNITS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ns": 1e-9}
 RATE_UNITS = {f"{unit}/s": factor for unit, factor in BYTE_UNITS.items()}
@@ -35,14 +36,18 @@ def parse_quantity(value: object, units: dict[str, float] | dict[str, int], exam
         if match is None or (match[2] and match[2] not in units):
             raise ValueError(f"{value[:40]!r} is not a quantity; write a number or e.g. {example!r}")
         number, factor = float(match[1]), float(units[match[2]]) if match[2] else 1.0
-    if isinstance(number, bool) or not isinstance(number, (int, float)) or not math.isfinite(number):
+    if isinstance(number, bool) or not isinstance(number, (int, float)) or number != number:
         raise ValueError(f"expected a number or e.g. {example!r}")
     if number < 0:
         raise ValueError(f"must not be negative; write e.g. {example!r}")
-    result = number * factor
-    if result > 1e24:
+    if number == math.inf:
+        raise ValueError(f"must be finite; write e.g. {example!r}")
+    if number > LARGEST:  # before any product: a huge whole number does not fit a float
         raise ValueError(f"is larger than any machine; write e.g. {example!r}")
-    return result
+    scaled = number * factor if factor >= 1 else number / round(1 / factor)  # 5 / 1e6 is 5e-6, 5 * 1e-6 is not
+    if scaled > LARGEST:
+        raise ValueError(f"is larger than any machine; write e.g. {example!r}")
+    return float(scaled)
 
 
 def parse_bytes(value: object) -> int:
@@ -61,6 +66,11 @@ def parse_bytes(value: object) -> int:
     return whole
 
 
+def parse_share(value: object) -> float:
+    """A plain number without a unit, for shares of one; YAML reads `1e-1` as text, so numeric text is read too."""
+    return parse_quantity(value, {}, "0.1")
+
+
 def _seconds(value: object) -> float:
     return parse_quantity(value, TIME_UNITS, "15 us")
 
@@ -73,6 +83,7 @@ def _flops(value: object) -> float:
     return parse_quantity(value, FLOP_UNITS, "181 TFLOP/s")
 
 
+Share = Annotated[float, BeforeValidator(parse_share)]
 ByteCount = Annotated[int, BeforeValidator(parse_bytes)]
 Seconds = Annotated[float, BeforeValidator(_seconds)]
 BytesPerSecond = Annotated[float, BeforeValidator(_rate), Field(gt=0)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
 
@@ -25,6 +25,12 @@ class Workload(Document):
     batch_size: Tokens = 1
     context_tokens: Tokens = None  # type: ignore[assignment]  # filled in below, so that readers see an int
     prefill_chunk: Tokens = 512
+
+    def replace(self, **changes: Any) -> Self:
+        """As any noun's; a context that just holds the request goes on to do so unless it is changed itself."""
+        if self.context_tokens == self.prompt_tokens + self.generated_tokens:
+            changes = {"context_tokens": None, **changes}
+        return super().replace(**changes)
 
     @model_validator(mode="before")
     @classmethod

@@ -1,0 +1,223 @@
+"""Profile + hardware + workload -> bytes and seconds of any block on any device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+
+from cost_models import memory
+from cost_models.constants import GPU_SAFETY_MARGIN, SYNC_S
+from cost_models.experts import distinct_experts, split_hits
+from cost_models.links import Links
+from cost_models.roofline import measured_or, roofline_s
+from profiles.hardware import Device, Hardware
+from profiles.model import Attention, Block, Experts, Layer, ModelProfile
+from profiles.workload import Workload
+
+
+@dataclass(frozen=True)
+class Step:
+    """One forward step of `tokens` new tokens a sequence with `context` tokens in the cache, done `times` times."""
+
+    tokens: int
+    context: float
+    times: int = 1
+
+
+class CostModel:
+    """Every figure of DESIGN sections 3 and 4 for one profile, machine and workload, on demand and remembered.
+
+    Layers are named by index. Equal layers share one computation (`layer_class`): a model has few kinds of layers.
+    """
+
+    def __init__(
+        self,
+        profile: ModelProfile,
+        hardware: Hardware,
+        workload: Workload | None = None,
+        *,
+        safety_margin: float = GPU_SAFETY_MARGIN,
+    ) -> None:
+        self.profile, self.hardware, self.workload = profile, hardware, workload or Workload()
+        self.safety_margin = safety_margin
+        self.device: Mapping[str, Device] = {device.name: device for device in hardware.devices}
+        self._links = Links(hardware)
+        # Bound methods cached on the instance: a class-level cache would keep every model alive.
+        self._block_s = lru_cache(maxsize=None)(self._compute_block_s)
+        self._split_s = lru_cache(maxsize=None)(self._compute_split_s)
+
+    @cached_property
+    def layer_class(self) -> tuple[int, ...]:
+        """For each layer the index of the first layer equal to it."""
+        first: dict[str, int] = {}
+        return tuple(first.setdefault(layer.model_dump_json(), i) for i, layer in enumerate(self.profile.layers))
+
+    def layer(self, index: int) -> Layer:
+        return self.profile.layers[index]
+
+    # ---- bytes -------------------------------------------------------------------------------------------------
+
+    def usable_bytes(self, device: str) -> int:
+        return memory.usable_bytes(self.device[device], self.safety_margin)
+
+    def weight_bytes(self, block: Block, device: str) -> int:
+        return block.weight_bytes.on(self.device[device].kind)
+
+    def expert_bytes(self, experts: Experts, device: str, ids: Sequence[int]) -> int:
+        """Bytes of the experts `ids` as stored on `device`, rounded up; per-expert figures are a GPU's, so scaled."""
+        stored = experts.weight_bytes.on(self.device[device].kind)
+        if len(ids) == experts.count:
+            return stored
+        if experts.expert_weight_bytes is None:
+            return -(-stored * len(ids) // experts.count)
+        return -(-sum(experts.expert_weight_bytes[i] for i in ids) * stored // max(1, experts.weight_bytes.gpu))
+
+    def kv_bytes(self, layer: int) -> int:
+        return memory.kv_bytes(self.layer(layer).attention, self.workload)
+
+    def workspace_bytes(self, block: Block) -> int:
+        return memory.workspace_bytes(block, self.profile, self.workload)
+
+    # ---- steps -------------------------------------------------------------------------------------------------
+
+    def prefill_steps(self) -> Iterator[Step]:
+        """The prompt in chunks: step(chunk, so far)."""
+        done, total = 0, self.workload.prompt_tokens
+        while done < total:
+            chunk = min(self.workload.prefill_chunk, total - done)
+            yield Step(chunk, done)
+            done += chunk
+
+    def decode_step(self) -> Step:
+        """The mean generated token: step(1, P + N/2)."""
+        return Step(1, self.workload.prompt_tokens + self.workload.generated_tokens / 2)
+
+    # ---- seconds -----------------------------------------------------------------------------------------------
+
+    def hop_s(self, a: str, b: str, tokens: int) -> float:
+        """Seconds to move the hidden vectors of `tokens` tokens of each sequence from `a` to `b`."""
+        n_bytes = self.workload.batch_size * tokens * self.profile.hidden_size * self.profile.activation_bytes
+        return self._links.hop_s(a, b, n_bytes)
+
+    def sync_s(self, device: str) -> float:
+        known = self.device[device].sync_s
+        return SYNC_S[self.device[device].kind] if known is None else known
+
+    def block_s(self, part: str, layer: int, device: str, step: Step) -> float:
+        """t(block, device): `part` is embedding, attention, experts or head; `layer` matters for the middle two."""
+        inner = part in ("attention", "experts")
+        context = step.context if part == "attention" else 0.0
+        return self._block_s(part, self.layer_class[layer] if inner else 0, device, step.tokens, context)
+
+    def experts_from_s(self, layer: int, attention: str, device: str, step: Step) -> float:
+        """X_l of DESIGN 4 with all experts on `device` and the layer's attention on `attention`."""
+        return self._handover_s(attention, device, step.tokens) + self.block_s("experts", layer, device, step)
+
+    def split_experts_s(self, layer: int, attention: str, parts: Mapping[str, Sequence[int]], step: Step) -> float:
+        """X_l of a split layer: the mean, over which experts the tokens hit, of the slowest device's time."""
+        frozen = tuple((device, tuple(ids)) for device, ids in parts.items())
+        return self._split_s(self.layer_class[layer], attention, frozen, step.tokens)
+
+    def _handover_s(self, attention: str, device: str, tokens: int) -> float:
+        if device == attention:
+            return 0.0
+        hops = self.hop_s(attention, device, tokens) + self.hop_s(device, attention, tokens)
+        return self.sync_s(device) + hops
+
+    def _compute_split_s(
+        self, layer: int, attention: str, parts: tuple[tuple[str, tuple[int, ...]], ...], tokens: int
+    ) -> float:
+        experts = self.layer(layer).experts
+        assert experts is not None
+        mean = 0.0
+        for probability, hits in split_hits(experts, [ids for _, ids in parts], self._all_tokens(tokens)):
+            times = [
+                self._handover_s(attention, device, tokens) + self._hit_experts_s(experts, device, ids, hit, tokens)
+                for (device, ids), hit in zip(parts, hits, strict=True)
+                if hit > 0
+            ]
+            mean += probability * max(times, default=0.0)
+        return mean
+
+    def _hit_experts_s(
+        self, experts: Experts, device: str, ids: tuple[int, ...], distinct: float, tokens: int
+    ) -> float:
+        """Seconds for `distinct` of the experts `ids`, with their share of all the products of the step."""
+        place, batch = self.device[device], self._all_tokens(tokens)
+        all_distinct = distinct_experts(experts, batch)
+        mean_bytes = self.expert_bytes(experts, device, ids) / len(ids)
+        share = distinct / all_distinct
+
+        def formula(_: int) -> float:
+            return roofline_s(place, distinct * mean_bytes, share * self._experts_flops(experts, batch))
+
+        if not experts.measured_seconds:
+            return formula(batch)
+        whole = roofline_s(
+            place,
+            all_distinct * self.expert_bytes(experts, device, range(experts.count)) / experts.count,
+            self._experts_flops(experts, batch),
+        )
+        return measured_or(experts, place, batch, lambda _: whole) * formula(batch) / whole
+
+    def _all_tokens(self, tokens: int) -> int:
+        return tokens * self.workload.batch_size
+
+    def _params(self, block: Block) -> float:
+        """Parameters, for FLOPs. Where a profile gives none: as if every weight had `activation_bytes`."""
+        return block.weight_bytes.gpu / self.profile.activation_bytes if block.params is None else block.params
+
+    def _experts_flops(self, experts: Experts, all_tokens: int) -> float:
+        """Two operations per parameter of each active expert and token."""
+        return 2.0 * self._params(experts) / experts.count * experts.active * all_tokens
+
+    def _compute_block_s(self, part: str, layer: int, device: str, tokens: int, context: float) -> float:
+        """t(block, device) of DESIGN 4 for `tokens` tokens of each sequence."""
+        place = self.device[device]
+        block = self.block(part, layer)
+
+        def formula(all_tokens: int) -> float:
+            return roofline_s(place, *self._bytes_and_flops(block, part, place, all_tokens, context))
+
+        return measured_or(block, place, self._all_tokens(tokens), formula)
+
+    def block(self, part: str, layer: int) -> Block:
+        """The profile's block; asking for the experts of a dense layer is a bug."""
+        if part == "embedding":
+            return self.profile.embedding
+        if part == "head":
+            return self.profile.head
+        found = self.layer(layer).attention if part == "attention" else self.layer(layer).experts
+        assert found is not None
+        return found
+
+    def _bytes_and_flops(
+        self, block: Block, part: str, device: Device, all_tokens: int, context: float
+    ) -> tuple[float, float]:
+        """Bytes touched and floating-point operations of one block for `all_tokens` tokens of the whole batch.
+
+        embedding: one row a token is read, nothing is computed. attention: weights and B * context * kv, which a window
+        shortens; 2 FLOPs a parameter and token, plus the scores against the cache and half of the chunk itself.
+        experts: the expected distinct ones. head: all weights, for the last token of each sequence only, as generation
+        needs no other logits.
+        """
+        batch, weights = self.workload.batch_size, block.weight_bytes.on(device.kind)
+        if part == "embedding":
+            return all_tokens * self.profile.hidden_size * self.profile.activation_bytes, 0.0
+        if part == "head":
+            return weights, 2.0 * self._params(block) * batch
+        if isinstance(block, Experts):
+            touched = distinct_experts(block, all_tokens) * weights / block.count
+            if block.frequencies is not None and block.expert_weight_bytes is not None:
+                touched = sum(
+                    self.expert_bytes(block, device.name, [i]) * distinct_experts(block, all_tokens, [i])
+                    for i in range(block.count)
+                )
+            return touched, self._experts_flops(block, all_tokens)
+        assert isinstance(block, Attention)
+        window = block.kv_window_tokens or float("inf")
+        cached = min(context, window)
+        seen = min(context + all_tokens / batch / 2, window)
+        cache_bytes = batch * (cached * block.kv_bytes_per_token + block.state_bytes)
+        return weights + cache_bytes, (2.0 * self._params(block) + block.flops_per_token_pair * seen) * all_tokens

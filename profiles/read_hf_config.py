@@ -1,0 +1,73 @@
+"""A Hugging Face config.json -> ModelProfile, from the shapes of the architecture's own tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.metadata import entry_points
+from typing import Any
+
+from profiles.block_bytes import profile_of
+from profiles.config_fields import Fields
+from profiles.document import short
+from profiles.errors import ProfileError
+from profiles.families import FAMILIES
+from profiles.model import ModelProfile
+from profiles.quant import check_quant, quant_of_config
+
+SOURCE_KEY = "_source"
+"""Where a preset config names its Hugging Face repository."""
+READERS_GROUP = "moeplan.config_readers"
+"""Entry points of `(config, name, quant) -> ModelProfile` for architectures that are not built in."""
+UNHANDLED_KEYS = ("per_layer_config",)
+"""Keys that change shapes of single layers in a way no built-in family follows."""
+
+ConfigReader = Callable[[dict[str, Any], str, str | None], ModelProfile]
+
+
+def read_hf_config(config: dict[str, Any], name: str, quant: str | None = None) -> ModelProfile:
+    """The profile of the model that `config` (a parsed config.json) describes, called `name`.
+
+    `quant` is the weight format, one of `profiles.quant.QUANTS`; by default the file's own `quantization_config` or
+    dtype. A family that is not built in goes to an installed reader (transformers on torch's meta device).
+    Raises ProfileError with one line (field, value, remedy); the caller puts the file's name before it.
+    """
+    if not isinstance(config, dict):
+        raise ProfileError(f"config.json: {short(config)} is not a mapping; download the file again")
+    family = Fields(config).text("model_type")
+    if family not in FAMILIES or any(config.get(key) is not None for key in UNHANDLED_KEYS):
+        return _other_reader(family)(config, name, quant)
+    weights = check_quant(quant) if quant is not None else quant_of_config(with_inner_dtype(config))
+    return profile_of(FAMILIES[family](Fields(config)), name, weights, source_of(config, weights))
+
+
+def source_of(config: dict[str, Any], quant: str) -> str:
+    """Where the figures come from, in words."""
+    repository = config.get(SOURCE_KEY)
+    return f"config.json{f' of {repository}' if isinstance(repository, str) else ''}, {quant} by shape"
+
+
+def with_inner_dtype(config: dict[str, Any]) -> dict[str, Any]:
+    """A nested text model may say its type and format for the whole file that says none."""
+    inner = config.get("text_config")
+    if not isinstance(inner, dict):
+        return config
+    said = {key: inner[key] for key in ("dtype", "torch_dtype", "quantization_config") if inner.get(key) is not None}
+    return {**said, **config}
+
+
+def _other_reader(family: str) -> ConfigReader:
+    """The installed reader for other architectures; ProfileError saying what to install when there is none."""
+    for entry in entry_points(group=READERS_GROUP):
+        try:
+            reader: ConfigReader = entry.load()
+        except ImportError:
+            continue
+        return reader
+    raise not_built_in(family)
+
+
+def not_built_in(family: str) -> ProfileError:
+    """The error for an architecture that needs transformers where transformers is missing."""
+    return ProfileError(
+        f"model_type: {short(family)} is not built in; install moeplan[torch] so that transformers can read its shapes"
+    )

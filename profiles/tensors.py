@@ -1,0 +1,117 @@
+"""A model as lists of tensors, block by block: what any reader finds out, before anyone asks how many bytes they take.
+
+Names are those of Hugging Face modules (`model.layers.3.mlp.experts.gate_up_proj`) and shapes are those of their
+parameters, so that a quantisation rule can tell one tensor from another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from math import prod
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """One parameter. Only a `quantisable` one (a projection's matrix) is ever stored in fewer bits.
+
+    The shape of a matrix is (..., out, in), or (..., in, out) where `transposed`; `stacked` says how many separate
+    projections its output rows hold one after the other (gate and up: 2).
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    quantisable: bool = False
+    transposed: bool = False
+    stacked: int = 1
+
+    @property
+    def params(self) -> int:
+        return prod(self.shape)
+
+    @property
+    def in_features(self) -> int:
+        """Length of the dimension a matrix sums over; blocks of quantised weights run along it."""
+        return self.shape[-2] if self.transposed else self.shape[-1]
+
+    @property
+    def out_features(self) -> int:
+        """Output rows of one matrix."""
+        return self.shape[-1] if self.transposed else self.shape[-2]
+
+    @property
+    def matrices(self) -> int:
+        """How many matrices of (out, in) are stacked in the leading dimensions: the experts, or 1."""
+        return prod(self.shape[:-2])
+
+    def under(self, prefix: str) -> Tensor:
+        """The same tensor with `prefix` before its name."""
+        return replace(self, name=prefix + self.name)
+
+
+Tensors = tuple[Tensor, ...]
+
+
+def params(tensors: Iterable[Tensor]) -> int:
+    """How many parameters there are together."""
+    return sum(tensor.params for tensor in tensors)
+
+
+def under(prefix: str, tensors: Iterable[Tensor]) -> Tensors:
+    """All `tensors` with `prefix` before their names."""
+    return tuple(tensor.under(prefix) for tensor in tensors)
+
+
+@dataclass(frozen=True)
+class Cache:
+    """What a layer keeps of a sequence, in values of the activation type unless it says bytes.
+
+    `window_tokens` bounds the cached tokens (sliding or chunked attention); the state does not grow with them.
+    `flops_per_token_pair` and `expanded_values_per_token` (what is computed anew from the cache at every step and
+    thrown away, as multi-head latent attention does) describe its use.
+    """
+
+    values_per_token: int = 0
+    window_tokens: int | None = None
+    state_values: int = 0
+    state_fp32_values: int = 0
+    flops_per_token_pair: int = 0
+    expanded_values_per_token: int = 0
+
+
+@dataclass(frozen=True)
+class RoutedExperts:
+    """The routed experts of one layer; the leading dimension of each tensor is the expert.
+
+    `width` is the inner size of one expert. `router_weight_bytes` is the size of one routing weight when it meets the
+    experts' output: it decides the type of the product, hence the workspace.
+    """
+
+    tensors: Tensors
+    count: int
+    active: int
+    width: int
+    router_weight_bytes: int = 4
+
+
+@dataclass(frozen=True)
+class LayerTensors:
+    """One decoder layer: everything but the routed experts, the cache, and the routed experts if there are any."""
+
+    attention: Tensors
+    cache: Cache
+    experts: RoutedExperts | None = None
+
+
+@dataclass(frozen=True)
+class ModelTensors:
+    """A whole model. Where `tied`, the head lists the embedding's tensor once more, under its own name."""
+
+    architecture: str
+    hidden_size: int
+    vocab_size: int
+    embedding: Tensors
+    layers: tuple[LayerTensors, ...]
+    head: Tensors
+    tied: bool
+    notes: tuple[str, ...] = ()

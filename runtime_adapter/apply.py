@@ -1,0 +1,135 @@
+"""A plan meets a live model: check everything, move the weights, hook the forward, and undo all of it exactly.
+
+Importing this file does not import torch; calling `apply` does.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from profiles.errors import ApplyError
+from profiles.placement import Placement
+
+if TYPE_CHECKING:
+    import torch
+
+    from runtime_adapter.homes import Homes
+
+
+@dataclass(eq=False)
+class Applied:
+    """A plan in force on a model. Leaving the `with` block, or `undo()`, makes the model what it was before.
+
+    `device_map` says where each placed module lives (its children live with it), `moved_bytes` how many bytes of
+    weights were copied onto each device; both name the real torch devices and stay readable after `undo()`.
+    """
+
+    plan: Placement
+    device_map: Mapping[str, str]
+    moved_bytes: Mapping[str, int] = field(default_factory=dict)
+    _steps_back: list[Callable[[], None]] = field(default_factory=list, repr=False)
+
+    @property
+    def active(self) -> bool:
+        """True until `undo()` has finished."""
+        return bool(self._steps_back)
+
+    def undo(self) -> None:
+        """Put back the same Parameter and buffer objects with the same values, and remove every hook.
+
+        Doing it twice does nothing. A step that fails (no memory to copy a weight back) raises ApplyError and stays
+        to be done, so a later call goes on from there. Without `keep_host` the values come back from the moved copies, so edits
+        made to weights meanwhile survive; with it they are lost.
+        """
+        while self._steps_back:
+            self._steps_back[-1]()
+            self._steps_back.pop()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.undo()
+
+
+def apply(
+    plan: Placement,
+    model: torch.nn.Module,
+    *,
+    devices: Mapping[str, torch.device | str] | None = None,
+    keep_host: bool = False,
+) -> Applied:
+    """Move a live transformers causal LM to where `plan` says and make its forward follow.
+
+    A layer lives, computes and keeps its KV cache on its attention device; only routed experts may be elsewhere, and
+    are computed there: hidden states travel, weights never do. Logits come back to the device of the input ids.
+    `model` is changed in place until `undo()`; gradients and optimizers made before do not follow the moved copies.
+
+    `devices` maps the plan's device names to torch devices; a name left out means itself. Several names may map to one
+    device. `keep_host` keeps the original tensors of what moves, so that undoing copies nothing; otherwise each is
+    freed as soon as its copy exists, unless something else shares its storage.
+
+    Raises ApplyError, with the model as it was, when the plan does not fit the model, a device does not exist, the
+    model is already applied, dispatched or not fully loaded, a layer's experts are split, or memory runs out half way.
+    """
+    if importlib.util.find_spec("torch") is None:
+        raise ApplyError("apply: torch is not installed; install moeplan[torch]")
+    from runtime_adapter.preflight import check
+
+    homes = check(plan, model, devices or {})
+    applied = Applied(plan, {name: str(device) for name, device in homes.device_map.items()})
+    try:
+        _carry_out(homes, applied, keep_host)
+    except ApplyError as problem:
+        problem.__traceback__ = None  # its frames hold the copies that undo() is about to free
+        applied.undo()
+        raise
+    except BaseException:
+        applied.undo()
+        raise
+    return applied
+
+
+def _carry_out(homes: Homes, applied: Applied, keep_host: bool) -> None:
+    """Move, hook and announce, leaving in `applied` how to undo whatever was done, also when this raises."""
+    from runtime_adapter.hooks import hook_forward
+    from runtime_adapter.weights import move_weights
+
+    applied.moved_bytes = move_weights(homes.modules, keep_host, applied._steps_back)
+    hook_forward(homes, applied._steps_back)
+    _keep_cpu_kernels(homes, applied._steps_back)
+    _announce(homes.anatomy.model, dict(applied.device_map), applied._steps_back)
+
+
+def _keep_cpu_kernels(homes: Homes, steps_back: list[Callable[[], None]]) -> None:
+    """Give experts on the CPU a config of their own, so that generate() leaves their kernel alone.
+
+    transformers switches all experts from grouped_mm to batched_mm for decoding when the model's first parameter, the
+    embedding, is not on the CPU. That kernel gathers the weights of every chosen expert: on a CPU it took eight times
+    as long. The price: set_experts_implementation() does not reach these experts while the plan is applied.
+    """
+    if homes.embedding.type == "cpu":
+        return
+    for experts, device in zip(homes.anatomy.experts, homes.experts, strict=True):
+        config, on_cpu = getattr(experts, "config", None), device is not None and device.type == "cpu"
+        if on_cpu and getattr(config, "_experts_implementation", None) == "grouped_mm":
+            steps_back.append(partial(setattr, experts, "config", config))
+            setattr(experts, "config", copy.copy(config))  # noqa: B010 -- nn.Module declares no such attribute
+
+
+def _announce(model: torch.nn.Module, device_map: dict[str, str], steps_back: list[Callable[[], None]]) -> None:
+    """Set `hf_device_map`: generate() then neither compiles a forward that crosses devices nor makes a cache on one."""
+    attributes = model.__dict__
+    if "hf_device_map" in attributes:
+        steps_back.append(partial(attributes.__setitem__, "hf_device_map", attributes["hf_device_map"]))
+    else:
+        steps_back.append(partial(attributes.pop, "hf_device_map", None))
+    attributes["hf_device_map"] = device_map

@@ -1,0 +1,169 @@
+"""Any architecture that transformers knows -> ModelProfile: build it on the meta device and read what it is.
+
+Only a config is read: no remote code runs, nothing is downloaded, no weight is made. What cannot be told for certain
+(which tensors are experts, what runs outside the layers, how the cache grows) is refused with ProfileError.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from profiles.block_bytes import profile_of
+from profiles.config_fields import MAX_SIZE
+from profiles.document import short
+from profiles.errors import ProfileError
+from profiles.model import ModelProfile
+from profiles.quant import check_quant, quant_of_config
+from profiles.read_hf_config import not_built_in, source_of, with_inner_dtype
+
+if TYPE_CHECKING:
+    from torch import nn
+
+MAX_LAYERS = 2_000
+"""More modules than that take minutes to build; no known model comes near."""
+LAYER_COUNT_KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+DROPPED_KEYS = ("auto_map", "quantization_config", "attn_implementation", "_attn_implementation", "per_layer_quant")
+BY_HAND = "write a profile YAML by hand"
+
+
+def read_config(config: dict[str, Any], name: str, quant: str | None = None) -> ModelProfile:
+    """The profile of the text model that `config` (a parsed config.json) describes, as transformers would build it.
+
+    `quant` is as in `profiles.read_hf_config`. Raises ProfileError with one line: transformers missing, an architecture
+    unknown to it, a config it refuses, or a model whose blocks, active experts or cache are not certain.
+    """
+    family = config.get("model_type")
+    try:
+        import torch  # noqa: F401
+        import transformers  # noqa: F401
+    except ImportError:
+        raise not_built_in(str(family)) from None
+    weights = check_quant(quant) if quant is not None else quant_of_config(with_inner_dtype(config))
+    from runtime_adapter.meta_model import model_tensors
+
+    with offline_and_quiet():
+        model, notes = build(config)
+        tensors = model_tensors(model, str(family))
+    note = f"shapes read from transformers' {type(model).__name__} on the meta device"
+    return profile_of(tensors, name, weights, source_of(config, weights), (note, *notes))
+
+
+def build(config: dict[str, Any]) -> tuple[nn.Module, tuple[str, ...]]:
+    """The causal LM of `config` on the meta device in bf16, and notes on what of the model it is.
+
+    A model of text and more is built as its text model alone where transformers has a class for that, else whole.
+    """
+    import torch
+
+    settings, notes = _settings(config)
+    kind, left_out = _class_of(settings)
+    if left_out:
+        notes += ("the text model only: other towers are left out",)
+        inner = settings.get_text_config(decoder=True)
+        tied = config.get("tie_word_embeddings")
+        if isinstance(tied, bool) and "tie_word_embeddings" not in (config.get("text_config") or {}):
+            inner.tie_word_embeddings = tied
+        settings = inner
+    try:
+        with torch.device("meta"):
+            model: nn.Module = kind._from_config(settings, dtype=torch.bfloat16)
+    except Exception as problem:  # whatever a model's constructor raises means the same to the user
+        raise ProfileError(
+            f"config.json: {kind.__name__} refuses it: {one_line(problem)}; mend it or {BY_HAND}"
+        ) from None
+    return model.eval(), notes
+
+
+def _settings(config: dict[str, Any]) -> tuple[Any, tuple[str, ...]]:
+    """transformers' own config object for a parsed config.json, whose sizes must all be given."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    family = config.get("model_type")
+    if not isinstance(family, str) or family not in CONFIG_MAPPING:
+        from transformers import __version__
+
+        raise ProfileError(
+            f"model_type: {short(family)} is neither built in nor known to transformers {__version__}; "
+            f"install a newer transformers or {BY_HAND}"
+        )
+    _check_sizes(config)
+    clean = {key: value for key, value in config.items() if not str(key).startswith("_") and key not in DROPPED_KEYS}
+    try:
+        settings = CONFIG_MAPPING[family].from_dict(clean)
+    except Exception as problem:  # pydantic-like validation of many kinds
+        raise ProfileError(f"config.json: transformers refuses it: {one_line(problem)}; mend it") from None
+    if getattr(settings, "is_encoder_decoder", False):
+        raise ProfileError(f"model_type: {short(family)} has an encoder; only decoders are planned")
+    _check_given(settings, config)
+    return settings, ()
+
+
+def _check_sizes(config: dict[str, Any], prefix: str = "", depth: int = 0) -> None:
+    """Refuse counts of layers or anything else that would build for hours, before anything is built."""
+    for name, value in config.items():
+        key = str(name)
+        if isinstance(value, dict) and depth < 3:
+            _check_sizes(value, f"{prefix}{key}.", depth + 1)
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, int)
+            or key.endswith(("_id", "_token", "position_embeddings"))
+        ):
+            continue
+        most = MAX_LAYERS if key in LAYER_COUNT_KEYS else 2**40 if "max" in key or "len" in key else MAX_SIZE * 16
+        if not -(2**31) <= value <= most:
+            raise ProfileError(f"{prefix}{key}: {short(value)} is not a possible value (at most {most}); mend it")
+
+
+def _check_given(settings: Any, config: dict[str, Any]) -> None:
+    """A config without its sizes would silently get the class's defaults, another model's."""
+    text = settings.get_text_config(decoder=True)
+    given: dict[str, Any] = config
+    if text is not settings:
+        key = next((k for k in settings.sub_configs if getattr(settings, k, None) is text), None)
+        given = config.get(key, {}) if key else config
+    for size in ("hidden_size", "vocab_size"):
+        names = {size, text.attribute_map.get(size, size), *(k for k, v in text.attribute_map.items() if v == size)}
+        if isinstance(given, dict) and not names & given.keys():
+            raise ProfileError(f"{size}: missing; add it, as in the model's own config.json")
+
+
+def _class_of(settings: Any) -> tuple[Any, bool]:
+    """The class to build, and whether it is for the text config inside `settings` alone."""
+    import transformers
+    from transformers.models.auto import modeling_auto as auto
+
+    causal = auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    inner = settings.get_text_config(decoder=True)
+    if inner is not settings and inner.model_type in causal:
+        return getattr(transformers, causal[inner.model_type]), True
+    for names in (causal, auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES, auto.MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES):
+        if settings.model_type in names:
+            return getattr(transformers, names[settings.model_type]), False
+    raise ProfileError(f"model_type: {short(settings.model_type)} is not a causal language model; {BY_HAND}")
+
+
+def one_line(problem: BaseException) -> str:
+    """The first and, where different, the last line of an exception's text."""
+    lines = [line.strip() for line in str(problem).splitlines() if line.strip()] or [type(problem).__name__]
+    text = lines[0] if len(lines) == 1 else f"{lines[0]} {lines[-1]}"
+    return text if len(text) <= 200 else text[:199] + "…"
+
+
+@contextmanager
+def offline_and_quiet() -> Iterator[None]:
+    """No look at the network (some vision towers would fetch weights), and no warnings about a model nobody runs."""
+    from huggingface_hub import constants
+
+    logger = logging.getLogger("transformers")
+    online, level = constants.HF_HUB_OFFLINE, logger.level
+    constants.HF_HUB_OFFLINE = True
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = online
+        logger.setLevel(level)

@@ -1,0 +1,205 @@
+r"""A plan as a KTransformers injection rules file (`--optimize_config_path`), and such a file as a plan.
+
+Few rules, each with one exact regex: the layers of a device are folded into one alternation, closed on both sides, so
+that layer 1 is never taken for layer 10. What decides memory, and was read in kvcache-ai/ktransformers:
+
+- Experts on a GPU are `KExpertsMarlin` (4 bit), on the CPU `KExpertsCPU` (as the GGUF file has them). `prefill_op` is
+  `KExpertsTorch` throughout because KT demands one, but it stays empty: prompts run on the generate operator too,
+  unless layer-wise prefill is on. Hence `per_layer_prefill_intput_threshold: 0` (KT's spelling; its default of 30000
+  would load bf16 experts on the GPU for long prompts) and the plan's bytes hold for prefill as for decode.
+- KV lives on each self_attn's `generate_device`; linears are 4-bit Marlin except `kv_b_proj` and small gates.
+- The engines start on layer 0's self_attn device or on cuda:0, so a plan that begins elsewhere gets the key 0 in
+  `transfer_map`; without a model operator (Mixtral) nothing moves and attention has to be on cuda:0.
+- The final norm stays with the last layer, since hidden states are not moved for it; `lm_head` moves its own input.
+
+>>> from profiles.placement import Placement
+>>> layer = {"attention": "cuda:0", "experts": {"cpu": "all"}}
+>>> plan = Placement(architecture="deepseek_v3", embedding="cpu", head="cuda:0", layers=[layer, layer])
+>>> print(write(plan).splitlines()[-4])
+- match: {name: '^model\.layers\.(?:[0-1])(?:\.|$)'}
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from profiles.document import dump_yaml
+from profiles.errors import TargetError
+from profiles.placement import Placement, ranges
+from runtime_adapter.targets.ktransformers_modules import (
+    EXPERTS_OPERATOR,
+    LINEAR,
+    LINEAR_OPERATOR,
+    Architecture,
+    architecture_of,
+)
+from runtime_adapter.targets.ktransformers_simulator import read
+
+__all__ = ["read", "write"]
+
+Rule = dict[str, Any]
+
+
+def write(plan: Placement) -> str:
+    """The whole rules file for the plan, already checked: resolved as KT would, every module is where the plan says.
+
+    Raises TargetError, in one line, for what KT cannot do: split experts, attention on the CPU, tokens embedded on a
+    GPU, Mixtral's attention anywhere but on cuda:0, an architecture that is unknown or missing.
+    """
+    kind = architecture_of(plan.architecture)
+    _check_expressible(plan, kind)
+    text = _heading(plan) + dump_yaml(list(_rules(plan, kind)))
+    _check_written(text, plan)
+    return text
+
+
+def _check_expressible(plan: Placement, kind: Architecture) -> None:
+    """Raise TargetError, with the remedy, for a plan that no rules file can mean."""
+    split = [i for i, layer in enumerate(plan.layers) if len(layer.experts) > 1]
+    on_cpu = [i for i, layer in enumerate(plan.layers) if layer.attention == "cpu"]
+    away = [i for i, layer in enumerate(plan.layers) if layer.attention != "cuda:0"]
+    if split:
+        raise TargetError(
+            f"ktransformers: layers {ranges(split)} split their experts over devices, but a rule moves a layer's "
+            f"experts whole; solve with granularity 'module'"
+        )
+    if on_cpu:
+        raise TargetError(
+            f"ktransformers: layers {ranges(on_cpu)} have their attention on cpu, but its attention operators need "
+            f"a GPU; pin the attention to GPUs or solve with target 'ktransformers'"
+        )
+    if plan.embedding != "cpu":
+        raise TargetError(
+            f"ktransformers: embedding is on {plan.embedding}, but its engines look tokens up on the CPU; "
+            f"pin the embedding to cpu"
+        )
+    if kind.model_operator is None and away:
+        raise TargetError(
+            f"ktransformers: layers {ranges(away)} have their attention away from cuda:0, but {plan.architecture} has "
+            f"no operator that moves hidden states between GPUs; pin all attention to cuda:0 (experts may go anywhere)"
+        )
+
+
+def _heading(plan: Placement) -> str:
+    """Comment lines that say what the file is for."""
+    facts = [f"KTransformers rules by moeplan: {plan.model or plan.architecture} on {plan.hardware or 'this machine'}"]
+    if plan.prediction is not None:
+        facts.append(
+            f"predicted: prefill {plan.prediction.prefill_s:.3g} s, decode step {plan.prediction.decode_step_s:.3g} s, "
+            f"{plan.prediction.tokens_per_s:.3g} tokens/s"
+        )
+    for device, held, used, free in plan.device_rows():
+        facts.append(f"{device}: {held}" + (f"; {used} used, {free} free" if plan.memory else ""))
+    if any(device != "cpu" for layer in plan.layers for device in layer.experts):
+        facts.append("experts on a GPU: CUDA graphs must be off (local_chat.py: --use_cuda_graph=False)")
+    return "".join(f"# {' '.join(fact.split())}\n" for fact in facts)
+
+
+def _rules(plan: Placement, kind: Architecture) -> Iterator[Rule]:
+    """All rules, the specific before the general, since the first match wins."""
+    homes = {device: layer_regex(layers) for device, layers in _layers_by_home(plan).items()}
+    spared = f"(?!{kind.not_quantised}$)" if kind.not_quantised else ""
+    yield _rule(r"^model\.embed_tokens$", "default", _on(plan.embedding))
+    for device, layers in homes.items():
+        yield _rule(rf"{layers}\.", kind.rotary_operator, _on(device), kind.classes(kind.rotary[0])[0])
+    for device, layers in homes.items():
+        yield _rule(rf"{layers}\.{spared}", LINEAR_OPERATOR, _linear_on(device), LINEAR)
+    yield from _moe_rules(plan, kind)
+    if kind.attention_operator:
+        for device, layers in homes.items():
+            yield _rule(rf"{layers}\.self_attn$", kind.attention_operator, _on(device))
+    if kind.model_operator:
+        yield _rule("^model$", kind.model_operator, _transfers(plan))
+    yield _rule(r"^model\.norm$", "default", _on(plan.layers[-1].attention))
+    yield _rule("^lm_head$", LINEAR_OPERATOR, _linear_on(plan.head), LINEAR)
+    for device, layers in homes.items():
+        yield _rule(rf"{layers}(?:\.|$)", "default", _on(device))
+
+
+def _moe_rules(plan: Placement, kind: Architecture) -> Iterator[Rule]:
+    """The MoE block and its router with their layer, the experts where the plan has them."""
+    groups: dict[tuple[str, str], list[int]] = defaultdict(list)
+    for index, layer in enumerate(plan.layers):
+        for device in layer.experts:
+            groups[layer.attention, device].append(index)
+    for home in dict.fromkeys(home for home, _ in groups):
+        layers = layer_regex(i for (at, _), members in groups.items() if at == home for i in members)
+        block = rf"{layers}\.{kind.block_name}"
+        yield _rule(f"{block}$", kind.block_operator, _on(home), kind.classes(kind.block)[0])
+        if kind.gate and kind.gate_operator:
+            yield _rule(rf"{block}\.gate$", kind.gate_operator, _on(home), kind.classes(kind.gate)[0])
+    for (home, device), members in groups.items():
+        name = rf"{layer_regex(members)}\.{kind.block_name}\.experts$"
+        yield {**_rule(name, EXPERTS_OPERATOR, _experts_on(device, home)), "recursive": False}
+
+
+def _layers_by_home(plan: Placement) -> dict[str, list[int]]:
+    homes: dict[str, list[int]] = defaultdict(list)
+    for index, layer in enumerate(plan.layers):
+        homes[layer.attention].append(index)
+    return homes
+
+
+def _rule(name: str, operator: str, kwargs: dict[str, Any], matched_class: str | None = None) -> Rule:
+    match = {"name": name} if matched_class is None else {"name": name, "class": matched_class}
+    return {"match": match, "replace": {"class": operator, "kwargs": kwargs}}
+
+
+def _on(device: str) -> dict[str, Any]:
+    return {"generate_device": device, "prefill_device": device}
+
+
+def _linear_on(device: str) -> dict[str, Any]:
+    """A linear on one device; Marlin refuses the CPU."""
+    generate = "KLinearTorch" if device == "cpu" else "KLinearMarlin"
+    return {**_on(device), "generate_op": generate, "prefill_op": "KLinearTorch"}
+
+
+def _experts_on(device: str, home: str) -> dict[str, Any]:
+    """A layer's experts. CPU experts name the GPU that their result goes to; GPU experts return it to the caller's."""
+    if device == "cpu":
+        generate = {"generate_device": "cpu", "generate_op": "KExpertsCPU", "out_device": home}
+    else:
+        generate = {"generate_device": device, "generate_op": "KExpertsMarlin"}
+    return {"prefill_device": home if device == "cpu" else device, "prefill_op": "KExpertsTorch", **generate}
+
+
+def _transfers(plan: Placement) -> dict[str, Any]:
+    """The model operator's arguments: layer-wise prefill off, and the layers before which hidden states move."""
+    transfers: dict[int, str] = {}
+    here = "cuda:0"
+    for index, layer in enumerate(plan.layers):
+        if layer.attention != here:
+            transfers[index] = here = layer.attention
+    off = {"per_layer_prefill_intput_threshold": 0}
+    return {**off, "transfer_map": transfers} if transfers else off
+
+
+def layer_regex(layers: Iterable[int]) -> str:
+    r"""A regex for the names of exactly these decoder layers; the caller closes it with what may follow.
+
+    >>> layer_regex([0, 1, 2, 10, 11, 12, 14, 20])
+    '^model\\.layers\\.(?:[0-2]|1[0-24]|20)'
+    """
+    tens: dict[str, list[int]] = defaultdict(list)
+    for layer in sorted(layers):
+        tens[str(layer // 10) if layer >= 10 else ""].append(layer % 10)
+    parts = (prefix + _digits(last) for prefix, last in tens.items())
+    return rf"^model\.layers\.(?:{'|'.join(parts)})"
+
+
+def _digits(digits: list[int]) -> str:
+    """One digit, or a class of several: [0, 1, 2, 4] is `[0-24]`."""
+    if len(digits) == 1:
+        return str(digits[0])
+    return f"[{ranges(digits).replace(',', '')}]"
+
+
+def _check_written(text: str, plan: Placement) -> None:
+    """Read our own text back as KT would; a difference is a bug of ours, and must not reach a machine."""
+    found = read(text, plan.architecture, [bool(layer.experts) for layer in plan.layers], where="the rules written")
+    wanted = [(layer.attention, list(layer.experts)) for layer in plan.layers]
+    if [(layer.attention, list(layer.experts)) for layer in found.layers] != wanted or found.head != plan.head:
+        raise TargetError("ktransformers: the rules written do not mean the plan; this is a bug in moeplan, report it")

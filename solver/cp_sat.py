@@ -1,0 +1,423 @@
+"""The placement model: how many layers of each class go where, and, on request, in which slices.
+
+Two models share variables and constraints. *Counts* forgets the order of layers: integers say how many layers of class
+c have their attention on a and their experts on d. Memory, blocks and hand-overs depend on the counts alone, and a
+token that visits a set of devices pays at least the cheapest route through them once (hops obey the triangle
+inequality), so its optimum is a lower bound over all placements, and an infeasible answer is a proof.
+*Slices* adds positions: every device holds one contiguous run of attention. Its optimum is a plan. Where the two meet,
+the plan is optimal. docs/model.md has the argument in full.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Literal
+
+from ortools.sat.python import cp_model
+
+from solver.assignment import Assignment, Counts, experts_for
+from solver.problem import BlockCosts, Problem
+
+Status = Literal["optimal", "feasible", "infeasible", "unknown"]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """When to stop: wall-clock seconds, relative gap, and how to search (workers and seed decide the plan found)."""
+
+    seconds: float
+    relative_gap: float = 0.0
+    workers: int = 1
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a search established. Without a solution `counts` and `assignment` are None; `bound` is in ticks."""
+
+    status: Status
+    bound: int
+    counts: Counts | None = None
+    assignment: Assignment | None = None
+
+
+@dataclass
+class _Model:
+    """The variables; `arcs[a, b]`: the token's route goes from a to b; `first`, `last`: where it starts and ends."""
+
+    problem: Problem
+    cp: cp_model.CpModel
+    attention: dict[tuple[int, int], cp_model.IntVar]
+    experts: dict[tuple[int, int, int], cp_model.IntVar]
+    sent: dict[tuple[int, int], cp_model.IntVar]
+    taken: dict[tuple[int, int], cp_model.IntVar]
+    embedding: list[cp_model.IntVar]
+    head: list[cp_model.IntVar]
+    used: list[cp_model.IntVar]
+    first: list[cp_model.IntVar]
+    last: list[cp_model.IntVar]
+    arcs: dict[tuple[int, int], cp_model.IntVar] = field(default_factory=dict)
+    start: list[cp_model.IntVar] = field(default_factory=list)
+
+    @property
+    def devices(self) -> range:
+        return range(len(self.problem.devices))
+
+    def attention_on(self, device: int) -> cp_model.LinearExpr:
+        return total((1, self.attention[c, device]) for c in range(len(self.problem.classes)))
+
+    def experts_on(self, c: int, device: int) -> cp_model.LinearExpr:
+        """Layers of class c whose experts are on `device`, wherever their attention is."""
+        pairs = [self.experts[c, a, device] for a in self.devices if (c, a, device) in self.experts]
+        return total((1, var) for var in (*pairs, self.taken[c, device]))
+
+    def experts_of(self, c: int, device: int) -> cp_model.LinearExpr:
+        """Layers of class c whose attention is on `device`, wherever their experts are."""
+        pairs = [self.experts[c, device, d] for d in self.devices if (c, device, d) in self.experts]
+        return total((1, var) for var in (*pairs, self.sent[c, device]))
+
+
+def total(terms: Iterable[tuple[int, cp_model.IntVar]]) -> cp_model.LinearExpr:
+    """sum of coefficient * variable."""
+    pairs = list(terms)
+    return cp_model.LinearExpr.weighted_sum([var for _, var in pairs], [coefficient for coefficient, _ in pairs])
+
+
+def solve_counts(problem: Problem, limits: Limits) -> Outcome:
+    """The best counts and a bound over all placements; `infeasible` is proven for every order of layers."""
+    model = _variables(problem)
+    _constraints(model)
+    _minimise(model, floor=0)
+    solver, status = search(model.cp, limits)
+    if status in ("infeasible", "unknown"):
+        return Outcome(status, _bound(solver, status))
+    return Outcome(status, _bound(solver, status), counts=_decode_counts(model, solver))
+
+
+def solve_slices(problem: Problem, limits: Limits, *, floor: int, hint: Assignment | None) -> Outcome:
+    """The best plan whose devices hold contiguous runs of attention; `floor` is a known lower bound in ticks.
+
+    Its bound holds for contiguous plans only, so the caller keeps `floor`.
+    """
+    model = _variables(problem)
+    _constraints(model)
+    _slices(model)
+    _minimise(model, floor=floor)
+    if hint is not None:
+        _hint(model, hint)
+    solver, status = search(model.cp, limits)
+    if status in ("infeasible", "unknown"):
+        return Outcome(status, floor)
+    counts = _decode_counts(model, solver)
+    starts = {solver.value(model.start[a]): a for a in counts.route}
+    attention: list[int] = []
+    for i in range(len(problem.layer_class)):
+        attention.append(starts[i] if i in starts else attention[-1])
+    experts = experts_for(attention, counts, problem)
+    return Outcome(status, floor, counts, Assignment(counts.embedding, counts.head, tuple(attention), experts))
+
+
+def least_shortage(problem: Problem, limits: Limits, extra: Sequence[bool], *, even: bool = False) -> list[int] | None:
+    """The fewest bytes to add, per device, so that some placement fits; only devices marked in `extra` may get any.
+
+    With `even` all of them get the same. None when nothing helps or nothing was found in time.
+    """
+    model = _variables(problem)
+    most = sum(max(b.bytes) + b.workspace for b in _all_blocks(problem))
+    added = [model.cp.new_int_var(0, most if extra[d] else 0, "") for d in model.devices]
+    _constraints(model, added)
+    if even:
+        marked = [added[d] for d in model.devices if extra[d]]
+        for one, other in pairwise(marked):
+            model.cp.add(one == other)
+    model.cp.minimize(total((1, var) for var in added))
+    solver, status = search(model.cp, limits)
+    return None if status in ("infeasible", "unknown") else [solver.value(v) for v in added]
+
+
+def _all_blocks(problem: Problem) -> list[BlockCosts]:
+    inner = []
+    for c, n in enumerate(problem.class_sizes):
+        inner += [problem.classes[c].attention] * n
+        experts = problem.classes[c].experts
+        if experts is not None:
+            inner += [BlockCosts(experts.bytes, experts.workspace, experts.busy, experts.allowed)] * n
+    return [problem.embedding, problem.head, *inner]
+
+
+def _variables(problem: Problem) -> _Model:
+    cp, devices = cp_model.CpModel(), range(len(problem.devices))
+
+    def choice(block: BlockCosts, name: str) -> list[cp_model.IntVar]:
+        return [cp.new_int_var(0, int(block.allowed[d]), f"{name}[{d}]") for d in devices]
+
+    attention, experts, sent, taken = {}, {}, {}, {}
+    for c, (kind, n) in enumerate(zip(problem.classes, problem.class_sizes, strict=True)):
+        for a in devices:
+            attention[c, a] = cp.new_int_var(0, n * kind.attention.allowed[a], f"attention[{c},{a}]")
+            if kind.experts is None:
+                continue
+            apart = n * (not problem.whole_layers and problem.twins.count(problem.twins[a]) > 1)
+            sent[c, a] = cp.new_int_var(0, apart * kind.attention.allowed[a], f"sent[{c},{a}]")
+            taken[c, a] = cp.new_int_var(0, apart * kind.experts.allowed[a], f"taken[{c},{a}]")
+            for d in devices:
+                if a == d or problem.twins[a] != problem.twins[d]:
+                    open_ = (
+                        kind.attention.allowed[a] and kind.experts.allowed[d] and (a == d or not problem.whole_layers)
+                    )
+                    experts[c, a, d] = cp.new_int_var(0, n * open_, f"experts[{c},{a},{d}]")
+    return _Model(
+        problem=problem,
+        cp=cp,
+        attention=attention,
+        experts=experts,
+        sent=sent,
+        taken=taken,
+        embedding=choice(problem.embedding, "embedding"),
+        head=choice(problem.head, "head"),
+        used=[cp.new_bool_var(f"used[{d}]") for d in devices],
+        first=[cp.new_bool_var(f"first[{d}]") for d in devices],
+        last=[cp.new_bool_var(f"last[{d}]") for d in devices],
+    )
+
+
+def _constraints(model: _Model, added: Sequence[cp_model.IntVar] | None = None) -> None:
+    """Every block somewhere, every device within its memory (plus `added` bytes), a route through the used devices."""
+    problem, cp = model.problem, model.cp
+    cp.add_exactly_one(model.embedding)
+    cp.add_exactly_one(model.head)
+    for c, (kind, n) in enumerate(zip(problem.classes, problem.class_sizes, strict=True)):
+        cp.add(sum(model.attention[c, a] for a in model.devices) == n)
+        if kind.experts is not None:
+            for a in model.devices:
+                cp.add(model.experts_of(c, a) == model.attention[c, a])
+            _guests(model, c)
+    for d in model.devices:
+        cp.add(_load(model, d) <= problem.usable[d] + (added[d] if added is not None else 0))
+    _route(model)
+
+
+def _guests(model: _Model, c: int) -> None:
+    """Between interchangeable devices only the numbers of experts sent away and taken in matter, not the pairs: any
+    numbers can be paired off as long as they agree in all and no device has to take what it sends itself."""
+    twins = model.problem.twins
+    for group in set(twins):
+        members = [d for d in model.devices if twins[d] == group]
+        taken = total((1, model.taken[c, d]) for d in members)
+        model.cp.add(total((1, model.sent[c, a]) for a in members) == taken)
+        for a in members:
+            model.cp.add(model.sent[c, a] + model.taken[c, a] <= taken)
+
+
+def _load(model: _Model, d: int) -> cp_model.LinearExpr:
+    """Bytes on device d: weights, KV, and the largest workspace of the blocks that are there."""
+    problem, cp = model.problem, model.cp
+    workspace = cp.new_int_var(0, max(b.workspace for b in _all_blocks(problem)), f"workspace[{d}]")
+    load = total(
+        [(1, workspace), (problem.embedding.bytes[d], model.embedding[d]), (problem.head.bytes[d], model.head[d])]
+    )
+    cp.add(workspace >= problem.embedding.workspace * model.embedding[d])
+    cp.add(workspace >= problem.head.workspace * model.head[d])
+    if problem.tied_bytes:
+        both = cp.new_bool_var(f"tied[{d}]")
+        cp.add_implication(both, model.embedding[d])
+        cp.add_implication(both, model.head[d])
+        load -= problem.tied_bytes * both
+
+    def needs(number: cp_model.LinearExpr, most: int, n_bytes: int) -> None:
+        if n_bytes:
+            present = cp.new_bool_var("")
+            cp.add(number <= most * present)
+            cp.add(workspace >= n_bytes * present)
+
+    for c, (kind, n) in enumerate(zip(problem.classes, problem.class_sizes, strict=True)):
+        load += kind.attention.bytes[d] * model.attention[c, d]
+        needs(model.attention[c, d], n, kind.attention.workspace)
+        if kind.experts is not None:
+            load += kind.experts.bytes[d] * model.experts_on(c, d)
+            needs(model.experts_on(c, d), n, kind.experts.workspace)
+    return load
+
+
+def _route(model: _Model) -> None:
+    """The token's route visits every device with attention once. Interchangeable devices are used and visited in
+    order, so between two of them only the arc to the very next one can be needed."""
+    problem, cp = model.problem, model.cp
+    outside, n_layers = len(problem.devices), len(problem.layer_class)
+    arcs: list[tuple[int, int, cp_model.LiteralT]] = []
+    for a in model.devices:
+        cp.add(model.attention_on(a) >= model.used[a])
+        cp.add(model.attention_on(a) <= n_layers * model.used[a])
+        arcs += [(outside, a, model.first[a]), (a, outside, model.last[a]), (a, a, ~model.used[a])]
+        cp.add(model.attention[problem.layer_class[0], a] >= model.first[a])
+        later = [b for b in model.devices if b > a and problem.twins[b] == problem.twins[a]]
+        if later:
+            cp.add_implication(model.used[later[0]], model.used[a])
+        for b in model.devices:
+            if a != b and (problem.twins[a] != problem.twins[b] or b in later[:1]):
+                model.arcs[a, b] = cp.new_bool_var(f"arc[{a},{b}]")
+                arcs.append((a, b, model.arcs[a, b]))
+    cp.add_circuit(arcs)
+
+
+def _slices(model: _Model) -> None:
+    """Positions: device a holds the attention of layers start[a] .. start[a] + its count."""
+    problem, cp = model.problem, model.cp
+    n_layers = len(problem.layer_class)
+    model.start = [cp.new_int_var(0, n_layers, f"start[{a}]") for a in model.devices]
+    end = [cp.new_int_var(0, n_layers, f"end[{a}]") for a in model.devices]
+    for a in model.devices:
+        cp.add(end[a] == model.start[a] + model.attention_on(a))
+        cp.add(model.start[a] == 0).only_enforce_if(model.first[a])
+        cp.add(end[a] == n_layers).only_enforce_if(model.last[a])
+        cp.add(model.start[a] == 0).only_enforce_if(~model.used[a])
+    for (a, b), arc in model.arcs.items():
+        cp.add(model.start[b] == end[a]).only_enforce_if(arc)
+    if len(problem.classes) == 1:
+        return
+    for c, n in enumerate(problem.class_sizes):
+        before = [sum(k == c for k in problem.layer_class[:i]) for i in range(n_layers + 1)]
+        for a in model.devices:
+            low, high = cp.new_int_var(0, n, ""), cp.new_int_var(0, n, "")
+            cp.add_element(model.start[a], before, low)
+            cp.add_element(end[a], before, high)
+            cp.add(model.attention[c, a] == high - low)
+
+
+def _minimise(model: _Model, *, floor: int) -> None:
+    problem = model.problem
+    if problem.bottleneck:
+        objective: cp_model.LinearExpr = model.cp.new_int_var(0, _most_ticks(problem), "busiest")
+        for d in model.devices:
+            model.cp.add(objective >= _busy(model, d))
+    else:
+        objective = _ticks(model)
+    if floor > 0:
+        model.cp.add(objective >= floor)
+    model.cp.minimize(objective)
+
+
+def _most_ticks(problem: Problem) -> int:
+    return sum(max(block.ticks) for block in _all_blocks(problem))
+
+
+def _busy(model: _Model, d: int) -> cp_model.LinearExpr:
+    problem = model.problem
+    busy = total([(problem.embedding.ticks[d], model.embedding[d]), (problem.head.ticks[d], model.head[d])])
+    for c, kind in enumerate(problem.classes):
+        busy += kind.attention.ticks[d] * model.attention[c, d]
+        if kind.experts is not None:
+            busy += kind.experts.busy[d] * model.experts_on(c, d)
+    return busy
+
+
+def _ticks(model: _Model) -> cp_model.LinearExpr:
+    """Blocks and hand-overs by count, hops along the route and to its two ends."""
+    problem, devices = model.problem, model.devices
+    ticks = total((problem.hop[a][b], arc) for (a, b), arc in model.arcs.items())
+    ticks += _end_hops(model, model.embedding, model.first) + _end_hops(model, model.head, model.last)
+    ticks += total((problem.embedding.ticks[d], model.embedding[d]) for d in devices)
+    ticks += total((problem.head.ticks[d], model.head[d]) for d in devices)
+    for (c, a), attention in model.attention.items():
+        ticks += problem.classes[c].attention.ticks[a] * attention
+    for (c, a, d), var in model.experts.items():
+        experts = problem.classes[c].experts
+        assert experts is not None
+        ticks += experts.ticks[a][d] * var
+    for (c, a), sent in model.sent.items():
+        experts = problem.classes[c].experts
+        twin = next((d for d in devices if d != a and problem.twins[d] == problem.twins[a]), a)
+        assert experts is not None
+        ticks += experts.ticks[a][twin] * sent
+    return ticks
+
+
+def _end_hops(model: _Model, block: Sequence[cp_model.IntVar], end: Sequence[cp_model.IntVar]) -> cp_model.LinearExpr:
+    """The hop between a block at one end and the route's device there, as a flow from one choice to the other."""
+    cp, devices = model.cp, model.devices
+    flow = {(a, b): cp.new_bool_var("") for a in devices for b in devices}
+    for d in devices:
+        cp.add(sum(flow[d, b] for b in devices) == block[d])
+        cp.add(sum(flow[a, d] for a in devices) == end[d])
+    return total((model.problem.hop[a][b], arc) for (a, b), arc in flow.items())
+
+
+def _hint(model: _Model, hint: Assignment) -> None:
+    """Start the search from a known plan; it need not be contiguous."""
+    hint = hint.canonical(model.problem)
+    twins = model.problem.twins
+    layers = list(zip(model.problem.layer_class, hint.attention, hint.experts, strict=True))
+    for (c, a), attention in model.attention.items():
+        model.cp.add_hint(attention, sum((k, b) == (c, a) for k, b, _ in layers))
+    for key, experts in model.experts.items():
+        model.cp.add_hint(experts, sum(layer == key for layer in layers))
+    away = [(c, a, d) for c, a, d in layers if d is not None and a != d and twins[a] == twins[d]]
+    for c, d in model.sent:
+        model.cp.add_hint(model.sent[c, d], sum((k, a) == (c, d) for k, a, _ in away))
+        model.cp.add_hint(model.taken[c, d], sum((k, e) == (c, d) for k, _, e in away))
+    for d in model.devices:
+        model.cp.add_hint(model.embedding[d], int(hint.embedding == d))
+        model.cp.add_hint(model.head[d], int(hint.head == d))
+
+
+def search(cp: cp_model.CpModel, limits: Limits) -> tuple[cp_model.CpSolver, Status]:
+    """Run CP-SAT reproducibly: a fixed seed, and with several workers the interleaved search that takes no heed of
+    which thread is faster. Within the time limit the plan found does not depend on the machine's load."""
+    solver = cp_model.CpSolver()
+    solver.parameters.max_time_in_seconds = max(limits.seconds, 0.01)
+    solver.parameters.relative_gap_limit = limits.relative_gap
+    solver.parameters.num_workers = limits.workers
+    solver.parameters.interleave_search = limits.workers > 1
+    solver.parameters.random_seed = limits.seed
+    found = solver.solve(cp)
+    if found == cp_model.MODEL_INVALID:
+        raise AssertionError(f"moeplan built an invalid model: {cp.validate()}")
+    names: dict[object, Status] = {
+        cp_model.OPTIMAL: "optimal",
+        cp_model.FEASIBLE: "feasible",
+        cp_model.INFEASIBLE: "infeasible",
+    }
+    return solver, names.get(found, "unknown")
+
+
+def _bound(solver: cp_model.CpSolver, status: str) -> int:
+    """CP-SAT shows a bound of 0 where it has none; ours is never negative, so 0 says the same."""
+    return 0 if status == "infeasible" else max(0, round(solver.best_objective_bound))
+
+
+def _decode_counts(model: _Model, solver: cp_model.CpSolver) -> Counts:
+    onward = {a: b for (a, b), arc in model.arcs.items() if solver.value(arc)}
+    route = [next(a for a in model.devices if solver.value(model.first[a]))]
+    while route[-1] in onward:
+        route.append(onward[route[-1]])
+    return Counts(
+        embedding=next(d for d in model.devices if solver.value(model.embedding[d])),
+        head=next(d for d in model.devices if solver.value(model.head[d])),
+        attention={key: solver.value(var) for key, var in model.attention.items()},
+        experts={**{key: solver.value(var) for key, var in model.experts.items()}, **_pair_off(model, solver)},
+        route=tuple(route),
+    )
+
+
+def _pair_off(model: _Model, solver: cp_model.CpSolver) -> dict[tuple[int, int, int], int]:
+    """Name a taker for every layer's experts sent away between interchangeable devices.
+
+    Each goes to the other device with most left to take from or send to, which never strands a device with itself.
+    """
+    pairs: dict[tuple[int, int, int], int] = {}
+    twins = model.problem.twins
+    for c, group in {(c, twins[a]) for c, a in model.sent}:
+        members = [d for d in model.devices if twins[d] == group]
+        sent = {d: solver.value(model.sent[c, d]) for d in members}
+        taken = {d: solver.value(model.taken[c, d]) for d in members}
+        while any(sent.values()):
+            tightest = max(members, key=lambda d: (sent[d] + taken[d], -d))
+            if sent[tightest]:
+                a, d = tightest, max((d for d in members if d != tightest), key=lambda d: (taken[d], sent[d], -d))
+            else:
+                a, d = max((a for a in members if a != tightest), key=lambda a: (sent[a], taken[a], -a)), tightest
+            sent[a], taken[d] = sent[a] - 1, taken[d] - 1
+            pairs[c, a, d] = pairs.get((c, a, d), 0) + 1
+    return pairs

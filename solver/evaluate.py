@@ -1,0 +1,160 @@
+"""The judge: memory and time of any placement, recomputed step by step. It shares no code with the CP-SAT model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from cost_models import CostModel, Step
+from profiles.errors import MoeplanError
+from profiles.model import Block
+from profiles.placement import DeviceMemory, LayerPlacement, Objective, Placement, Prediction
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a placement holds and how fast it is, whether it fits or not.
+
+    `memory` has every device of the machine, used or not; `short_bytes` names those that overflow and by how much.
+    """
+
+    memory: dict[str, DeviceMemory]
+    prediction: Prediction
+    objective: Objective
+    objective_s: float
+
+    @property
+    def short_bytes(self) -> dict[str, int]:
+        return {device: -held.free_bytes for device, held in self.memory.items() if held.free_bytes < 0}
+
+    @property
+    def feasible(self) -> bool:
+        """used(d) <= usable(d) on every device, the CPU included."""
+        return not self.short_bytes
+
+
+def judge(placement: Placement, costs: CostModel, objective: Objective = "request") -> Evaluation:
+    """Evaluate `placement` under `costs`. Raises MoeplanError when it does not describe this model or machine."""
+    check_describes(placement, costs)
+    walk = _Walk(placement, costs)
+    prefill = sum(walk.step_s(step) for step in costs.prefill_steps())
+    decode = walk.step_s(costs.decode_step())
+    workload = costs.workload
+    objectives: dict[Objective, float] = {
+        "request": prefill + workload.generated_tokens * decode,
+        "decode": decode,
+        "prefill": prefill,
+        "throughput": walk.busiest_s(costs.decode_step()) / workload.batch_size,
+    }
+    return Evaluation(
+        memory=_memory(placement, costs),
+        prediction=Prediction(prefill_s=prefill, decode_step_s=decode, tokens_per_s=workload.batch_size / decode),
+        objective=objective,
+        objective_s=objectives[objective],
+    )
+
+
+def check_describes(placement: Placement, costs: CostModel) -> None:
+    """Raise MoeplanError unless the placement has this model's layers, its experts and only this machine's devices."""
+    profile, name = costs.profile, placement.model or "placement"
+    if len(placement.layers) != len(profile.layers):
+        raise MoeplanError(
+            f"{name}: layers: has {len(placement.layers)}, {profile.model} has {len(profile.layers)}; give one a layer"
+        )
+    stray = sorted(placement.devices.difference(costs.device))
+    if stray:
+        raise MoeplanError(f"{name}: {costs.hardware.name} has no {stray[0]}; it has {', '.join(costs.device)}")
+    for i, (placed, layer) in enumerate(zip(placement.layers, profile.layers, strict=True)):
+        if layer.experts is None and placed.experts:
+            raise MoeplanError(f"{name}: layers[{i}].experts: the layer is dense in {profile.model}; leave it empty")
+        if layer.experts is not None:
+            _check_experts(f"{name}: layers[{i}].experts", placed, layer.experts.count)
+
+
+def _check_experts(where: str, placed: LayerPlacement, count: int) -> None:
+    if not placed.experts:
+        raise MoeplanError(f"{where}: empty, but the layer has {count} experts; say where they are")
+    if placed.experts_device is None:
+        ids = {i for part in placed.experts.values() for i in part}
+        if ids != set(range(count)):
+            wrong = min(ids.symmetric_difference(range(count)))
+            raise MoeplanError(
+                f"{where}: expert {wrong} of 0 to {count - 1} is missing or unknown; place each one once"
+            )
+
+
+class _Walk:
+    """The token's way through the machine, block after block (DESIGN section 4)."""
+
+    def __init__(self, placement: Placement, costs: CostModel) -> None:
+        self._placement, self._costs = placement, costs
+
+    def step_s(self, step: Step) -> float:
+        """embedding, then for each layer: hop there, attention, experts; then hop to the head."""
+        placement, costs = self._placement, self._costs
+        total, here = costs.block_s("embedding", 0, placement.embedding, step), placement.embedding
+        for i, layer in enumerate(placement.layers):
+            total += costs.hop_s(here, layer.attention, step.tokens)
+            total += costs.block_s("attention", i, layer.attention, step)
+            total += self._experts_s(i, layer, step)
+            here = layer.attention
+        total += costs.hop_s(here, placement.head, step.tokens)
+        return total + costs.block_s("head", 0, placement.head, step)
+
+    def _experts_s(self, i: int, layer: LayerPlacement, step: Step) -> float:
+        if not layer.experts:
+            return 0.0
+        whole = layer.experts_device
+        if whole is None:
+            return self._costs.split_experts_s(i, layer.attention, _ids(layer), step)
+        return self._costs.experts_from_s(i, layer.attention, whole, step)
+
+    def busiest_s(self, step: Step) -> float:
+        """Seconds of block time on the device that has most of it; hops and hand-overs are not anybody's work."""
+        costs, busy = self._costs, dict.fromkeys(self._costs.device, 0.0)
+        busy[self._placement.embedding] += costs.block_s("embedding", 0, self._placement.embedding, step)
+        busy[self._placement.head] += costs.block_s("head", 0, self._placement.head, step)
+        for i, layer in enumerate(self._placement.layers):
+            busy[layer.attention] += costs.block_s("attention", i, layer.attention, step)
+            whole = layer.experts_device
+            if whole is not None:
+                busy[whole] += costs.block_s("experts", i, whole, step)
+            else:
+                for device, ids in _ids(layer).items():
+                    busy[device] += costs.split_experts_s(i, device, {device: ids}, step)
+        return max(busy.values())
+
+
+def _ids(layer: LayerPlacement) -> dict[str, Sequence[int]]:
+    return {device: part for device, part in layer.experts.items() if part != "all"}
+
+
+def _memory(placement: Placement, costs: CostModel) -> dict[str, DeviceMemory]:
+    weights, kv, workspace = (dict.fromkeys(costs.device, 0) for _ in range(3))
+
+    def put(block: Block, device: str, n_bytes: int) -> None:
+        weights[device] += n_bytes
+        workspace[device] = max(workspace[device], costs.workspace_bytes(block))
+
+    profile = costs.profile
+    put(profile.embedding, placement.embedding, costs.weight_bytes(profile.embedding, placement.embedding))
+    put(profile.head, placement.head, costs.weight_bytes(profile.head, placement.head))
+    if placement.embedding == placement.head:
+        weights[placement.head] -= profile.tied_bytes
+    for i, (placed, layer) in enumerate(zip(placement.layers, profile.layers, strict=True)):
+        put(layer.attention, placed.attention, costs.weight_bytes(layer.attention, placed.attention))
+        kv[placed.attention] += costs.kv_bytes(i)
+        for device, part in placed.experts.items():
+            assert layer.experts is not None
+            ids: Iterable[int] = range(layer.experts.count) if part == "all" else part
+            put(layer.experts, device, costs.expert_bytes(layer.experts, device, tuple(ids)))
+    return {
+        device: DeviceMemory(
+            weights_bytes=weights[device],
+            kv_bytes=kv[device],
+            workspace_bytes=workspace[device],
+            reserved_bytes=costs.device[device].reserved_bytes,
+            usable_bytes=costs.usable_bytes(device),
+        )
+        for device in costs.device
+    }

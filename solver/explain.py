@@ -1,0 +1,43 @@
+"""Why nothing fits, by how many bytes, and the smallest changes that would help."""
+
+from __future__ import annotations
+
+import math
+
+from cost_models import CostModel
+from cost_models.constants import CPU_SAFETY_MARGIN
+from profiles.errors import InfeasiblePlacement
+from profiles.units import gb
+from solver.cp_sat import Limits, least_shortage
+from solver.problem import Problem
+
+_SECONDS = 2.0
+
+
+def infeasible(problem: Problem, costs: CostModel) -> InfeasiblePlacement:
+    """The error for a problem proved infeasible: the fewest bytes missing in all, and what would supply them."""
+    limits = Limits(_SECONDS)
+    everywhere = [True] * len(problem.devices)
+    missing = least_shortage(problem, limits, everywhere) or []
+    short = {name: n for name, n in zip(problem.devices, missing, strict=False) if n > 0}
+    suggestions = _suggestions(problem, costs, limits)
+    where = ", ".join(f"{name} {gb(n)} ({n} bytes)" for name, n in short.items()) or "no device can hold some block"
+    message = f"{costs.profile.model} does not fit {costs.hardware.name}: short of {where}"
+    if suggestions:
+        message += f"; {' or '.join(suggestions)}"
+    return InfeasiblePlacement(message, short_bytes=short, suggestions=suggestions)
+
+
+def _suggestions(problem: Problem, costs: CostModel, limits: Limits) -> list[str]:
+    """More RAM alone, or more memory on every GPU alone, in bytes of the part as bought (before margins)."""
+    is_gpu = [costs.device[name].kind == "gpu" for name in problem.devices]
+    found = []
+    ram = least_shortage(problem, limits, [not gpu for gpu in is_gpu])
+    if ram is not None:
+        margin = costs.hardware.cpu.safety_margin
+        margin = CPU_SAFETY_MARGIN if margin is None else margin
+        found.append(f"add {gb(math.ceil(sum(ram) / (1 - margin)))} of RAM")
+    cards = least_shortage(problem, limits, is_gpu, even=True) if any(is_gpu) else None
+    if cards is not None:
+        found.append(f"add {gb(math.ceil(max(cards) / (1 - costs.safety_margin)))} to each GPU")
+    return found

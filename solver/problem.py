@@ -1,0 +1,186 @@
+"""The placement problem in whole numbers: bytes, and times in ticks, for every block and device.
+
+The solver works on this alone. Layers that cost the same everywhere and may go to the same places form one class.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from cost_models import CostModel, Step
+from profiles.placement import Granularity, Objective
+from solver.rules import Allowed
+
+TICKS = 10**9
+"""Resolution: one tick is about 1e-9 of a plan's objective, so that rounding stays near 1e-7 of it."""
+
+
+@dataclass(frozen=True)
+class BlockCosts:
+    """One block: bytes that stay, bytes while it runs, ticks and whether it may be there, per device."""
+
+    bytes: tuple[int, ...]
+    workspace: int
+    ticks: tuple[int, ...]
+    allowed: tuple[bool, ...]
+
+
+@dataclass(frozen=True)
+class ExpertsCosts:
+    """Routed experts of one layer: `ticks[a][d]` with the layer's attention on a and its experts on d, hops and sync
+    included; `busy[d]` without them."""
+
+    bytes: tuple[int, ...]
+    workspace: int
+    ticks: tuple[tuple[int, ...], ...]
+    busy: tuple[int, ...]
+    allowed: tuple[bool, ...]
+
+
+@dataclass(frozen=True)
+class LayerClass:
+    attention: BlockCosts
+    experts: ExpertsCosts | None
+
+
+@dataclass(frozen=True)
+class Problem:
+    """`hop[d][e]` obeys the triangle inequality; `layer_class[i]` indexes `classes`; `tied_bytes` are held once where
+    embedding and head share a device; with `whole_layers` experts stay with their attention."""
+
+    devices: tuple[str, ...]
+    usable: tuple[int, ...]
+    embedding: BlockCosts
+    head: BlockCosts
+    tied_bytes: int
+    hop: tuple[tuple[int, ...], ...]
+    classes: tuple[LayerClass, ...]
+    layer_class: tuple[int, ...]
+    whole_layers: bool
+    bottleneck: bool
+    tick_s: float
+
+    @cached_property
+    def class_sizes(self) -> tuple[int, ...]:
+        return tuple(self.layer_class.count(c) for c in range(len(self.classes)))
+
+    @cached_property
+    def twins(self) -> tuple[int, ...]:
+        """For each device the first device that is interchangeable with it in every cost and permission."""
+        return tuple(next(e for e in range(d + 1) if self._interchangeable(d, e)) for d in range(len(self.devices)))
+
+    def _interchangeable(self, d: int, e: int) -> bool:
+        if d == e:
+            return True
+        swap = {d: e, e: d}
+        others = [swap.get(i, i) for i in range(len(self.devices))]
+        blocks = [self.embedding, self.head, *(c.attention for c in self.classes)]
+        experts = [c.experts for c in self.classes if c.experts is not None]
+        vectors: list[Sequence[int]] = [self.usable]
+        vectors += [v for b in blocks for v in (b.bytes, b.ticks, b.allowed)]
+        vectors += [v for x in experts for v in (x.bytes, x.busy, x.allowed)]
+        matrices = [self.hop, *(x.ticks for x in experts)]
+        return all(v[d] == v[e] for v in vectors) and all(
+            m[i][j] == m[others[i]][others[j]] for m in matrices for i in (d, e) for j in range(len(others))
+        )
+
+
+def build_problem(costs: CostModel, *, objective: Objective, granularity: Granularity, allowed: Allowed) -> Problem:
+    """Weigh every step of the workload as `objective` says and round to ticks.
+
+    Hops are rounded up, which keeps the triangle inequality; block times to the nearest tick.
+    """
+    names = tuple(costs.device)
+    steps = objective_steps(costs, objective)
+    seconds = _Seconds(costs, steps, names)
+    tick = _tick_s(seconds, costs)
+
+    def ticks(values: Sequence[float]) -> tuple[int, ...]:
+        return tuple(round(value / tick) for value in values)
+
+    def block(kind: str, layer: int) -> BlockCosts:
+        found = costs.block(kind, layer)
+        kv = costs.kv_bytes(layer) if kind == "attention" else 0
+        return BlockCosts(
+            bytes=tuple(costs.weight_bytes(found, d) + kv for d in names),
+            workspace=costs.workspace_bytes(found),
+            ticks=ticks(seconds.block(kind, layer)),
+            allowed=allowed(kind, layer),
+        )
+
+    def experts(layer: int) -> ExpertsCosts | None:
+        found = costs.layer(layer).experts
+        if found is None:
+            return None
+        return ExpertsCosts(
+            bytes=tuple(costs.weight_bytes(found, d) for d in names),
+            workspace=costs.workspace_bytes(found),
+            ticks=tuple(ticks(row) for row in seconds.experts(layer)),
+            busy=ticks(seconds.block("experts", layer)),
+            allowed=allowed("experts", layer),
+        )
+
+    keys: dict[tuple[object, ...], int] = {}
+    classes: list[LayerClass] = []
+    layer_class = []
+    for layer, same in enumerate(costs.layer_class):
+        key = (same, allowed("attention", layer), allowed("experts", layer))
+        if key not in keys:
+            keys[key] = len(classes)
+            classes.append(LayerClass(block("attention", layer), experts(layer)))
+        layer_class.append(keys[key])
+    return Problem(
+        devices=names,
+        usable=tuple(costs.usable_bytes(d) for d in names),
+        embedding=block("embedding", 0),
+        head=block("head", 0),
+        tied_bytes=costs.profile.tied_bytes,
+        hop=tuple(tuple(-int(-value // tick) for value in row) for row in seconds.hops()),
+        classes=tuple(classes),
+        layer_class=tuple(layer_class),
+        whole_layers=granularity == "layer",
+        bottleneck=objective == "throughput",
+        tick_s=tick,
+    )
+
+
+def objective_steps(costs: CostModel, objective: Objective) -> list[Step]:
+    """The forward steps whose times add up to the objective."""
+    decode = costs.decode_step()
+    if objective == "prefill":
+        return list(costs.prefill_steps())
+    if objective == "request":
+        generated = costs.workload.generated_tokens
+        return [*costs.prefill_steps(), *([Step(decode.tokens, decode.context, generated)] if generated else [])]
+    return [decode]
+
+
+class _Seconds:
+    """Seconds of each block summed over the steps of the objective, one number a device."""
+
+    def __init__(self, costs: CostModel, steps: Sequence[Step], names: Sequence[str]) -> None:
+        self._costs, self._steps, self._names = costs, steps, names
+
+    def block(self, kind: str, layer: int) -> list[float]:
+        costs, steps = self._costs, self._steps
+        return [sum(s.times * costs.block_s(kind, layer, d, s) for s in steps) for d in self._names]
+
+    def experts(self, layer: int) -> list[list[float]]:
+        costs, steps, names = self._costs, self._steps, self._names
+        return [[sum(s.times * costs.experts_from_s(layer, a, d, s) for s in steps) for d in names] for a in names]
+
+    def hops(self) -> list[list[float]]:
+        costs, steps, names = self._costs, self._steps, self._names
+        return [[sum(s.times * costs.hop_s(a, b, s.tokens) for s in steps) for b in names] for a in names]
+
+
+def _tick_s(seconds: _Seconds, costs: CostModel) -> float:
+    """A tick such that the cheapest conceivable plan, every block on its best device, takes about TICKS of them."""
+    cheapest = min(seconds.block("embedding", 0)) + min(seconds.block("head", 0))
+    for layer in range(len(costs.profile.layers)):
+        cheapest += min(seconds.block("attention", layer))
+        if costs.layer(layer).experts is not None:
+            cheapest += min(seconds.block("experts", layer))
+    return max(cheapest, 1e-12) / TICKS
