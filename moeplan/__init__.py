@@ -1,0 +1,48 @@
+"""Where do the layers and experts of a Mixture-of-Experts model go on several GPUs and a CPU?
+
+>>> from moeplan import solve
+>>> plan = solve("deepseek-v2-measured", "8xL40-46GB")
+>>> plan.status, plan.gap
+('optimal', 0.0)
+"""
+
+from profiles import (
+    ApplyError,
+    Hardware,
+    HardwareError,
+    InfeasiblePlacement,
+    ModelProfile,
+    MoeplanError,
+    Placement,
+    ProfileError,
+    TargetError,
+    Workload,
+    load_hardware,
+    load_placement,
+    load_profile,
+)
+from runtime_adapter import Applied, apply, export, read_rules
+from solver import Evaluation, evaluate, solve
+
+__all__ = [
+    "Applied",
+    "ApplyError",
+    "Evaluation",
+    "Hardware",
+    "HardwareError",
+    "InfeasiblePlacement",
+    "ModelProfile",
+    "MoeplanError",
+    "Placement",
+    "ProfileError",
+    "TargetError",
+    "Workload",
+    "apply",
+    "evaluate",
+    "export",
+    "load_hardware",
+    "load_placement",
+    "load_profile",
+    "read_rules",
+    "solve",
+]

@@ -23,7 +23,7 @@ MAX_EXPERTS = 100_000
 class Fields:
     """A config.json's values by key. `prefix` names where a nested config sits; it starts the key in messages.
 
-    Keys may be given as alternatives "a|b": the first that is present counts. Every method raises ProfileError with
+    Keys may be given as alternatives "a|b": all that are present must agree. Every method raises ProfileError with
     the field, the value and the remedy.
     """
 
@@ -105,9 +105,13 @@ class Fields:
 
     def _find(self, keys: str, default: object) -> tuple[str, object]:
         names = keys.split("|")
-        key = next((name for name in names if name in self.config), None)
-        if key is not None:
-            return key, self.config[key]
+        given = [name for name in names if name in self.config]
+        for other in given[1:]:
+            if self.config[other] != self.config[given[0]]:
+                both = f"{short(self.config[given[0]])} but {other} is {short(self.config[other])}"
+                raise ProfileError(f"{self.prefix}{given[0]}: {both}; they mean the same, keep one")
+        if given:
+            return given[0], self.config[given[0]]
         if isinstance(default, Required):
             raise ProfileError(f"{self.prefix}{names[0]}: missing; add it, as in the model's own config.json")
         return names[0], default

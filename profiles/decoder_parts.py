@@ -100,7 +100,7 @@ def grouped_query_attention(
     return Mixer(under("self_attn.", tensors), cache)
 
 
-def latent_attention(fields: Fields, *, bias: bool = False) -> Mixer:
+def latent_attention(fields: Fields, *, bias: bool = False, rope_key: str = "qk_rope_head_dim") -> Mixer:
     """Multi-head latent attention (DeepSeek-V2): the cache holds a latent of `kv_lora_rank` and the rotary key.
 
     transformers caches exactly that and expands the whole of it at every step: for each cached token keys of
@@ -111,7 +111,7 @@ def latent_attention(fields: Fields, *, bias: bool = False) -> Mixer:
     query_rank, rank = fields.maybe_size("q_lora_rank", 0), fields.size("kv_lora_rank")
     if query_rank == 0:
         raise ProfileError(f"{fields.prefix}q_lora_rank: missing; add it (null where queries have no low rank)")
-    nope, rope, v = fields.size("qk_nope_head_dim"), fields.size("qk_rope_head_dim"), fields.size("v_head_dim")
+    nope, rope, v = fields.size("qk_nope_head_dim"), fields.size(rope_key), fields.size("v_head_dim")
     if query_rank is None:
         tensors = linear("q_proj", heads * (nope + rope), hidden)
     else:

@@ -225,11 +225,11 @@ def _deepseek_v3(fields: Fields) -> ModelTensors:
 
 def _glm4_moe_lite(fields: Fields) -> ModelTensors:
     layers = layer_count(fields)
-    attention = latent_attention(fields, bias=fields.flag("attention_bias", False))
+    bias = fields.flag("attention_bias", False)
+    attention = latent_attention(fields, bias=bias, rope_key="qk_rope_head_dim|head_dim")
     kinds = fields.per_layer("mlp_layer_types", ("dense", "sparse"), layers) or ["dense"] + ["sparse"] * (layers - 1)
     parts = {"dense": gated_mlp(fields, fields.size("intermediate_size")), "sparse": _shared_and_routed(fields)}
-    feed_forward = lambda index: parts[kinds[index]]  # noqa: E731 - as its siblings are
-    return decoder(fields, _every_layer(attention), feed_forward, notes=_next_token_notes(fields))
+    return decoder(fields, _every_layer(attention), lambda index: parts[kinds[index]], notes=_next_token_notes(fields))
 
 
 def _glm4_moe(fields: Fields) -> ModelTensors:
@@ -259,6 +259,7 @@ def _gpt_oss(fields: Fields) -> ModelTensors:
         expert_bias=True,
         transposed=True,
         active="num_experts_per_tok|experts_per_token",
+        router_weight_bytes=2,
     )
     attention = partial(grouped_query_attention, bias=bias, out_bias=bias, head_dim=64, sinks=True)
     return decoder(fields, _windowed(fields, attention, windows), _every_layer(sparse))

@@ -109,6 +109,7 @@ class Placement(Document):
     schema_: Annotated[SchemaOne, Field(alias="schema")] = 1
     model: str | None = None
     architecture: str | None = None
+    quant: str | None = None
     hardware: str | None = None
     target: str | None = None
     granularity: Granularity | None = None

@@ -1,1 +1,7 @@
 """A plan meets a runtime: live torch models and other runtimes' own files. torch is imported when first needed."""
+
+from runtime_adapter.apply import Applied, apply
+from runtime_adapter.export import export
+from runtime_adapter.read_rules import read_rules
+
+__all__ = ["Applied", "apply", "export", "read_rules"]

@@ -44,8 +44,8 @@ class Applied:
         """Put back the same Parameter and buffer objects with the same values, and remove every hook.
 
         Doing it twice does nothing. A step that fails (no memory to copy a weight back) raises ApplyError and stays
-        to be done, so a later call goes on from there. Without `keep_host` the values come back from the moved copies, so edits
-        made to weights meanwhile survive; with it they are lost.
+        to be done, so a later call goes on from there. Without `keep_host` the values come back from the moved
+        copies, so edits made to weights meanwhile survive; with it they are lost.
         """
         while self._steps_back:
             self._steps_back[-1]()

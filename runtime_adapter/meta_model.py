@@ -20,6 +20,7 @@ ACTIVE_KEYS = (
     *("num_experts_per_tok", "num_experts_per_token", "experts_per_token", "num_selected_experts"),
     *("moe_topk", "moe_top_k", "moe_k", "top_k_experts", "router_top_k"),
 )
+FP32_BYTES = 4
 KEPT_SEGMENTS = {"gate", "router", "shared_expert_gate", "shared_gate"}
 
 
@@ -36,7 +37,7 @@ def model_tensors(model: nn.Module, architecture: str) -> ModelTensors:
     before, after, unused = _outside(model, named, inside, layers, runs[0])
     embedding, head, tied = _ends(model, named, before, after)
     names = {id(module): name for name, module in model.named_modules()}
-    parts = [_layer_tensors(layer, names[id(layer)], index, text) for index, layer in enumerate(layers)]
+    parts = [_layer_tensors(layer, names[id(layer)], index, text, runs[0]) for index, layer in enumerate(layers)]
     caches, cache_notes = layer_caches(runs, layers, [tensors for tensors, _ in parts], lambda t: _run(model, t, found))
     blocks = tuple(LayerTensors(part[0], held, part[1]) for part, held in zip(parts, caches, strict=True))
     notes = _notes(model, unused) + cache_notes
@@ -164,7 +165,9 @@ def _ends(model: nn.Module, named: Named, before: Named, after: Named) -> tuple[
     return embedding, head, tied
 
 
-def _layer_tensors(layer: nn.Module, prefix: str, index: int, text: Any) -> tuple[Tensors, RoutedExperts | None]:
+def _layer_tensors(
+    layer: nn.Module, prefix: str, index: int, text: Any, run: Run
+) -> tuple[Tensors, RoutedExperts | None]:
     """The layer's tensors apart from its routed experts, and those."""
     groups = _expert_groups(layer, text)
     routed = {id(p) for group in groups for p in group}
@@ -181,7 +184,8 @@ def _layer_tensors(layer: nn.Module, prefix: str, index: int, text: Any) -> tupl
         raise ProfileError(f"model_type: layer {index} has {len(groups)} sets of routed experts; {BY_HAND}")
     count = experts[0].shape[0]
     width = min(n for tensor in experts if len(tensor.shape) == 3 for n in _inner_sizes(tensor, hidden))
-    return tuple(around), RoutedExperts(tuple(experts), count, _active(text, index, count), width)
+    routing = max((run.routing_bytes.get(id(module), 0) for module in layer.modules()), default=0) or FP32_BYTES
+    return tuple(around), RoutedExperts(tuple(experts), count, _active(text, index, count), width, routing)
 
 
 def _inner_sizes(tensor: Tensor, hidden: int) -> tuple[int, ...]:
@@ -243,6 +247,9 @@ def _notes(model: nn.Module, unused: Named) -> tuple[str, ...]:
     buffers = [name for name in model.state_dict() if name.endswith(("correction_bias", "expert_bias"))]
     if set(buffers) - {name for name, _ in model.named_parameters()}:
         notes.append("router score-correction biases are buffers, not parameters, and are not counted")
+    extra = getattr(_text_settings(model), "num_nextn_predict_layers", 0)
+    if type(extra) is int and extra > 0:
+        notes.append(f"{extra} multi-token-prediction layer(s) of the checkpoint are left out, as transformers does")
     if unused:
         towers = sorted({".".join(name.split(".")[:2]) for name, _ in unused.values()})
         count = sum(p.numel() for _, p in unused.values())

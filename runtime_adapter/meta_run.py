@@ -7,7 +7,7 @@ their input), so no data-dependent routing is met.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -37,6 +37,7 @@ class Run:
     `entered` lists calls in order; `left` says how many calls had begun when a module's first call ended. By the id of
     the outermost module-list entry (a decoder layer) that was running: `held`, the parts of the cache that it filled;
     `pair_flops`, score and value FLOPs for one token with one cached token; `query_values`, its queries for a token.
+    `routing_bytes` is the size of one routing weight that a passed-by module was given, by that module's id.
     """
 
     tokens: int
@@ -46,6 +47,7 @@ class Run:
     held: dict[int, dict[object, Held]] = field(default_factory=dict)
     pair_flops: dict[int, int] = field(default_factory=dict)
     query_values: dict[int, int] = field(default_factory=dict)
+    routing_bytes: dict[int, int] = field(default_factory=dict)
 
 
 class _Products(TorchFunctionMode):
@@ -90,7 +92,7 @@ def forward(model: nn.Module, tokens: int, cache: Any, skipped: list[nn.Module])
     """
     run, stack = Run(tokens, cache=cache), list[int]()
     key = "cache_params" if "cache_params" in inspect.signature(model.forward).parameters else "past_key_values"
-    with _hooks(model, run, stack), _passed_by(skipped), torch.no_grad(), _Products(run, stack):
+    with _hooks(model, run, stack), _passed_by(skipped, run), torch.no_grad(), _Products(run, stack):
         ids = torch.zeros((1, tokens), dtype=torch.long, device="meta")
         model(input_ids=ids, use_cache=True, **{key: cache})
     return run
@@ -127,9 +129,20 @@ def _hooks(model: nn.Module, run: Run, stack: list[int]) -> Iterator[None]:
 
 
 @contextmanager
-def _passed_by(modules: list[nn.Module]) -> Iterator[None]:
+def _passed_by(modules: list[nn.Module], run: Run) -> Iterator[None]:
+    """Have `modules` return zeros of their input's shape; note the type of the routing weights they are given."""
+
+    def stand_in(module: nn.Module) -> Callable[..., torch.Tensor]:
+        def forward(hidden: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+            given = [a for a in (*args, *kwargs.values()) if isinstance(a, torch.Tensor) and a.is_floating_point()]
+            if given:
+                run.routing_bytes[id(module)] = max(a.element_size() for a in given)
+            return torch.zeros_like(hidden)
+
+        return forward
+
     for module in modules:
-        module.forward = lambda hidden, *_, **__: torch.zeros_like(hidden)
+        module.forward = stand_in(module)
     try:
         yield
     finally:

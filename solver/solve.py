@@ -11,6 +11,7 @@ from cost_models import CostModel
 from profiles import Workload, load_hardware, load_placement, load_profile, load_workload
 from profiles.errors import InfeasiblePlacement, MoeplanError
 from profiles.placement import Granularity, Objective, Placement
+from profiles.presets import model_config_preset
 from solver.assignment import Assignment, arrange
 from solver.baselines import hand_plans
 from solver.cp_sat import Limits, solve_counts, solve_slices
@@ -63,6 +64,7 @@ def solve(
     described = plan.replace(
         model=costs.profile.model,
         architecture=costs.profile.architecture,
+        quant=costs.profile.quant,
         hardware=costs.hardware.name,
         target=target,
         granularity=granularity,
@@ -94,12 +96,17 @@ def evaluate(
         raise MoeplanError(f"evaluate: the plan names no {'model' if model is None else 'hardware'}; pass it")
     margin = next(m for m in (safety_margin, plan.safety_margin, 0.10) if m is not None)
     costs = CostModel(
-        load_profile(model),
+        load_profile(model, quant=_quant_to_read(plan) if profile is None else None),
         load_hardware(machine),
         load_workload(plan.workload if workload is None else workload),
         safety_margin=_margin(margin),
     )
     return judge(plan, costs, objective or plan.objective or "request")
+
+
+def _quant_to_read(plan: Placement) -> str | None:
+    """The plan's quant where its model is read from shapes; a profile document has its bytes and takes none."""
+    return plan.quant if plan.model is not None and model_config_preset(plan.model) is not None else None
 
 
 @dataclass

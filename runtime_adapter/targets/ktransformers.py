@@ -73,7 +73,7 @@ def _check_expressible(plan: Placement, kind: Architecture) -> None:
     if plan.embedding != "cpu":
         raise TargetError(
             f"ktransformers: embedding is on {plan.embedding}, but its engines look tokens up on the CPU; "
-            f"pin the embedding to cpu"
+            "solve for target ktransformers, or pin the embedding to cpu"
         )
     if kind.model_operator is None and away:
         raise TargetError(

@@ -1,0 +1,296 @@
+"""The `moeplan` command. Exit status: 0 fine, 1 bad input, 2 usage, 3 proven infeasible, 4 no plan found in time."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+
+from moeplan import demo as story
+from moeplan import tables
+from profiles import (
+    Hardware,
+    InfeasiblePlacement,
+    ModelProfile,
+    MoeplanError,
+    Placement,
+    Workload,
+    load_hardware,
+    load_placement,
+    load_profile,
+)
+from profiles.document import Document, parse_document, read_text, write_text
+from runtime_adapter import export as export_plan
+from runtime_adapter import read_rules
+from solver import Evaluation, evaluate
+from solver import solve as solve_plan
+
+BAD_INPUT, INFEASIBLE, OUT_OF_TIME = 1, 3, 4
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Plans where the layers and experts of a Mixture-of-Experts model live on several GPUs and a CPU.",
+)
+
+Model = Annotated[str, typer.Argument(help="a preset, a profile YAML or a Hugging Face config.json")]
+Machine = Annotated[str, typer.Argument(help="a preset, a YAML or a phrase such as 8xL40-46GB,ram=512GB")]
+Quant = Annotated[str | None, typer.Option(help="weight format where the file does not say: bf16, fp8, int4, …")]
+AsJson = Annotated[bool, typer.Option("--json", help="print one JSON document and nothing else")]
+Output = Annotated[Path | None, typer.Option("--output", "-o", help="write to this file")]
+PromptTokens = Annotated[int, typer.Option(help="prompt tokens of a request")]
+GeneratedTokens = Annotated[int, typer.Option(help="generated tokens of a request")]
+BatchSize = Annotated[int, typer.Option(help="sequences at a time")]
+ContextTokens = Annotated[
+    int | None, typer.Option(help="tokens a sequence to reserve KV for [default: prompt + generated]")
+]
+PrefillChunk = Annotated[int, typer.Option(help="tokens of the prompt read at a time")]
+SafetyMargin = Annotated[float, typer.Option(help="share of each GPU's memory never planned for")]
+
+
+def console() -> Console:
+    """Standard output for people; wide enough for the tables when it is not a terminal."""
+    return Console(width=None if sys.stdout.isatty() else max(120, int(os.environ.get("COLUMNS", "0") or 0)))
+
+
+def workload(
+    prompt_tokens: int, generated_tokens: int, batch_size: int, context_tokens: int | None, prefill_chunk: int
+) -> Workload:
+    return Workload(
+        prompt_tokens=prompt_tokens,
+        generated_tokens=generated_tokens,
+        batch_size=batch_size,
+        prefill_chunk=prefill_chunk,
+        **({} if context_tokens is None else {"context_tokens": context_tokens}),
+    )
+
+
+@app.command()
+def solve(
+    model: Model,
+    hardware: Machine,
+    quant: Quant = None,
+    prompt_tokens: PromptTokens = 512,
+    generated_tokens: GeneratedTokens = 128,
+    batch_size: BatchSize = 1,
+    context_tokens: ContextTokens = None,
+    prefill_chunk: PrefillChunk = 512,
+    safety_margin: SafetyMargin = 0.10,
+    granularity: Annotated[str, typer.Option(help="layer (a layer is one unit) or module")] = "module",
+    objective: Annotated[str, typer.Option(help="request, decode, prefill or throughput")] = "request",
+    target: Annotated[str, typer.Option(help="the runtime to follow the plan: torch or ktransformers")] = "torch",
+    pin: Annotated[list[str] | None, typer.Option(help="BLOCK=DEVICE[|DEVICE…], e.g. layers.3.experts=cuda:1")] = None,
+    time_limit: Annotated[float, typer.Option(help="seconds")] = 10.0,
+    relative_gap: Annotated[float, typer.Option(help="stop when proved this close to the best")] = 0.0,
+    workers: Annotated[int | None, typer.Option(help="threads [default: 1]")] = None,
+    seed: Annotated[int, typer.Option(help="of the search")] = 0,
+    as_json: AsJson = False,
+    output: Output = None,
+) -> None:
+    """Place MODEL on HARDWARE: the best plan, and the proof of how good it is."""
+    options: dict[str, Any] = {
+        "safety_margin": safety_margin, "granularity": granularity, "objective": objective, "target": target,
+        "pins": _pins(pin or []), "time_limit": time_limit, "relative_gap": relative_gap, "workers": workers,
+        "seed": seed,
+    }  # fmt: skip
+    request = workload(prompt_tokens, generated_tokens, batch_size, context_tokens, prefill_chunk)
+    profile, machine = load_profile(model, quant=quant), load_hardware(hardware)
+    try:
+        with Console(stderr=True).status(f"placing {profile.model} on {machine.name} …"):
+            plan = solve_plan(profile, machine, request, **options)
+    except InfeasiblePlacement as problem:
+        _stop_infeasible(problem, as_json)
+    _save(plan, output)
+    if as_json:
+        print(plan.to_json())
+        return
+    out = console()
+    out.print(tables.plan_table(plan, plan.memory or {}, f"{plan.model} on {plan.hardware}"))
+    out.print(tables.proof_line(plan), highlight=False)
+    if plan.prediction is not None:
+        out.print(f"predicted: {tables.prediction_line(plan.prediction)}", highlight=False)
+
+
+@app.command()
+def check(
+    rules: Annotated[Path, typer.Argument(help="a plan document, or KTransformers rules with --model and --hardware")],
+    model: Annotated[str | None, typer.Option(help="instead of the model the plan names")] = None,
+    hardware: Annotated[str | None, typer.Option(help="instead of the hardware the plan names")] = None,
+    quant: Quant = None,
+    safety_margin: Annotated[float | None, typer.Option(help="instead of the plan's own")] = None,
+    prompt_tokens: Annotated[int | None, typer.Option(help="instead of the plan's own")] = None,
+    generated_tokens: Annotated[int | None, typer.Option(help="instead of the plan's own")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="instead of the plan's own")] = None,
+    context_tokens: Annotated[int | None, typer.Option(help="instead of the plan's own")] = None,
+    prefill_chunk: Annotated[int | None, typer.Option(help="instead of the plan's own")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say what RULES puts on each device, which devices overflow and by how many bytes; exit 3 if any does."""
+    profile = load_profile(model, quant=quant) if model is not None else None
+    plan = _read_plan(rules, profile)
+    changes = {
+        "prompt_tokens": prompt_tokens, "generated_tokens": generated_tokens, "batch_size": batch_size,
+        "context_tokens": context_tokens, "prefill_chunk": prefill_chunk,
+    }  # fmt: skip
+    given = {name: value for name, value in changes.items() if value is not None}
+    request = (plan.workload or Workload()).replace(**given)
+    for field, option in (("model", model), ("hardware", hardware)):
+        if option is None and getattr(plan, field) is None:
+            raise MoeplanError(f"{rules}: {field}: missing; add it or pass --{field}")
+    found = evaluate(plan, profile, hardware, request, safety_margin=safety_margin)
+    if as_json:
+        print(json.dumps(_check_document(found), indent=2))
+    else:
+        _show_check(plan, found, f"{rules}: {plan.model or model} on {hardware or plan.hardware}")
+    if not found.feasible:
+        raise typer.Exit(INFEASIBLE)
+
+
+@app.command()
+def export(
+    plan: Annotated[Path, typer.Argument(help="a plan document")],
+    to: Annotated[str, typer.Option(help="ktransformers or moeplan")],
+    output: Output = None,
+) -> None:
+    """Write PLAN as the runtime's own text, checked by simulating how the runtime will read it."""
+    text = export_plan(load_placement(plan), to)
+    if output is not None:
+        write_text(output, text)
+    else:
+        print(text)
+
+
+@app.command()
+def profile(model: Model, quant: Quant = None, as_json: AsJson = False, output: Output = None) -> None:
+    """Show MODEL's blocks and bytes, and what was assumed."""
+    found: ModelProfile = load_profile(model, quant=quant)
+    _save(found, output)
+    if as_json:
+        print(found.to_json())
+        return
+    out = console()
+    out.print(tables.profile_table(found))
+    _print_sources(out, found)
+
+
+@app.command()
+def hardware(hardware: Machine, as_json: AsJson = False, output: Output = None) -> None:
+    """Show HARDWARE's devices and links, and what was assumed."""
+    found: Hardware = load_hardware(hardware)
+    _save(found, output)
+    if as_json:
+        print(found.to_json())
+        return
+    out = console()
+    for table in tables.hardware_tables(found):
+        out.print(table)
+    _print_sources(out, found)
+
+
+@app.command()
+def demo() -> None:
+    """Tell the story: eight layers a card, why that dies, the cure by hand, and the proven plan."""
+    story.tell(console())
+
+
+@app.callback(invoke_without_command=True)
+def _root(show_version: Annotated[bool, typer.Option("--version", help="print the version")] = False) -> None:
+    if show_version:
+        print(version("moeplan"))
+        raise typer.Exit
+
+
+def _pins(pins: list[str]) -> dict[str, list[str]]:
+    parsed: dict[str, list[str]] = {}
+    for pin in pins:
+        block, equals, devices = pin.partition("=")
+        if not equals or not devices or block in parsed:
+            raise MoeplanError(f"--pin: {pin!r} is not BLOCK=DEVICE, each block once; e.g. layers.3.experts=cuda:1")
+        parsed[block.strip()] = [device.strip() for device in devices.split("|")]
+    return parsed
+
+
+def _read_plan(path: Path, model: ModelProfile | None) -> Placement:
+    """A plan document, or KTransformers rules (a list at the top) for `model`."""
+    text = read_text(path)
+    if not isinstance(parse_document(text, str(path)), list):
+        return load_placement(path)
+    if model is None:
+        raise MoeplanError(f"{path}: looks like KTransformers rules, which name no model; pass --model and --hardware")
+    return read_rules(text, "ktransformers", model, str(path))
+
+
+def _check_document(found: Evaluation) -> dict[str, Any]:
+    return {
+        "schema": 1,
+        "status": "fits" if found.feasible else "infeasible",
+        "short": found.short_bytes,
+        "objective": found.objective,
+        "objective_s": found.objective_s,
+        "memory": {device: held.model_dump() for device, held in found.memory.items()},
+        "prediction": found.prediction.model_dump(),
+    }
+
+
+def _show_check(plan: Placement, found: Evaluation, title: str) -> None:
+    out = console()
+    out.print(tables.plan_table(plan, found.memory, title))
+    for line in tables.short_lines(found.short_bytes):
+        out.print(line, style="red", highlight=False)
+    if found.feasible:
+        out.print(f"fits; predicted: {tables.prediction_line(found.prediction)}", highlight=False)
+    else:
+        out.print(f"does not fit: {len(found.short_bytes)} of {len(found.memory)} devices overflow", highlight=False)
+
+
+def _print_sources(out: Console, found: ModelProfile | Hardware) -> None:
+    if found.source:
+        out.print(f"source: {found.source}", highlight=False, markup=False)
+    for note in found.notes:
+        out.print(f"note: {note}", highlight=False, markup=False)
+
+
+def _save(found: Document, output: Path | None) -> None:
+    if output is not None:
+        found.save(output)
+
+
+def _stop_infeasible(problem: InfeasiblePlacement, as_json: bool) -> NoReturn:
+    """An infeasible answer is an answer: a document with --json, one line otherwise; exit 3, or 4 when out of time."""
+    if as_json:
+        status = "infeasible" if problem.proven else "unknown"
+        document = {
+            "schema": 1, "status": status, "short": problem.short_bytes, "suggestions": list(problem.suggestions),
+            "message": str(problem),
+        }  # fmt: skip
+        print(json.dumps(document, indent=2))
+    else:
+        print(f"moeplan: {problem}", file=sys.stderr)
+    raise typer.Exit(INFEASIBLE if problem.proven else OUT_OF_TIME)
+
+
+def main() -> None:
+    """Run the command; every failure is one line on standard error."""
+    try:
+        app()
+    except InfeasiblePlacement as problem:
+        print(f"moeplan: {problem}", file=sys.stderr)
+        sys.exit(INFEASIBLE if problem.proven else OUT_OF_TIME)
+    except MoeplanError as problem:
+        print(f"moeplan: {problem}", file=sys.stderr)
+        sys.exit(BAD_INPUT)
+    except BrokenPipeError:
+        # The reader (head, less) has gone: keep Python from complaining again while it closes standard output.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(BAD_INPUT)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,155 @@
+"""Plans, profiles and machines as tables for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from profiles import DeviceMemory, Hardware, Layer, ModelProfile, Placement, Prediction
+from profiles.placement import ranges
+from profiles.units import gb
+from solver import Evaluation
+
+BAR_WIDTH = 24
+PARTS = (("weights", "█", "cyan"), ("kv", "▓", "magenta"), ("workspace", "▒", "yellow"))
+
+
+def memory_bar(held: DeviceMemory, width: int = BAR_WIDTH) -> Text:
+    """Usable memory as a bar: weights, KV cache and workspace, then what is free; `!` for what does not fit.
+
+    Anything there at all is at least one cell wide, and the bar is never longer than `width` unless memory overflows.
+    """
+    bar, filled = Text(), 0
+    scale = max(held.usable_bytes, 1)
+    sizes = (held.weights_bytes, held.kv_bytes, held.workspace_bytes)
+    for (_, mark, style), size in zip(PARTS, sizes, strict=True):
+        cells = min(max(round(width * size / scale), int(size > scale / 1000)), width - filled)
+        bar.append(mark * cells, style=style)
+        filled += cells
+    bar.append("·" * (width - filled), style="dim")
+    if held.free_bytes < 0:
+        bar.append("!" * max(1, min(6, round(width * -held.free_bytes / scale))), style="bold red")
+    return bar
+
+
+def _table(title: str, *columns: str | tuple[str, str]) -> Table:
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    for column in columns:
+        name, justify = (column, "left") if isinstance(column, str) else column
+        table.add_column(name, justify="right" if justify == "right" else "left", overflow="fold")
+    return table
+
+
+def plan_table(plan: Placement, memory: Mapping[str, DeviceMemory], title: str) -> Table:
+    """One row a device: what it holds, its memory bar, bytes used of usable, bytes free or missing."""
+    table = _table(title, "device", "holds", "memory", ("used", "right"), ("usable", "right"), ("free", "right"))
+    for device, holds, _, _ in plan.replace(memory=dict(memory)).device_rows():
+        held = memory[device]
+        free = Text(gb(held.free_bytes), style="bold red" if held.free_bytes < 0 else "")
+        table.add_row(device, holds, memory_bar(held), gb(held.used_bytes), gb(held.usable_bytes), free)
+    table.caption = "  ".join(f"{mark} {name}" for name, mark, _ in PARTS) + "  · free"
+    table.caption_justify = "left"
+    return table
+
+
+def short_lines(short_bytes: Mapping[str, int]) -> list[str]:
+    """One line a device that overflows, to the byte."""
+    return [f"{device} overflows by {n} bytes ({gb(n)})" for device, n in short_bytes.items()]
+
+
+def prediction_line(prediction: Prediction) -> str:
+    return (
+        f"prefill {prediction.prefill_s:.3f} s, decode step {prediction.decode_step_s * 1e3:.2f} ms, "
+        f"{prediction.tokens_per_s:.1f} tokens/s"
+    )
+
+
+def proof_line(plan: Placement) -> str:
+    """Status, objective, bound and gap in one line."""
+    assert plan.objective_s is not None
+    assert plan.bound_s is not None
+    assert plan.gap is not None
+    return (
+        f"{plan.status}: {plan.objective} {plan.objective_s:.4f} s, proven bound {plan.bound_s:.4f} s, "
+        f"gap {plan.gap:.2%}, solved in {plan.solve_s:.2f} s"
+    )
+
+
+def profile_table(profile: ModelProfile) -> Table:
+    """Blocks and bytes, equal layers in one row."""
+    table = _table(
+        f"{profile.model}: {gb(profile.weight_bytes)} of weights",
+        "block", ("bytes on a GPU", "right"), ("on the CPU", "right"), ("parameters", "right"),
+        ("KV a token", "right"), ("experts", "right"),
+    )  # fmt: skip
+
+    def row(name: str, block: object, kv: str = "", experts: str = "") -> None:
+        weight, params = getattr(block, "weight_bytes"), getattr(block, "params")  # noqa: B009
+        table.add_row(name, f"{weight.gpu:,}", f"{weight.cpu:,}", "?" if params is None else f"{params:,}", kv, experts)
+
+    row("embedding", profile.embedding)
+    for numbers, layer in equal_layers(profile.layers):
+        attention, experts = layer.attention, layer.experts
+        kv = f"{attention.kv_bytes_per_token:,}"
+        if attention.kv_window_tokens is not None:
+            kv += f" of {attention.kv_window_tokens:,}"
+        if attention.state_bytes:
+            kv += f" + {attention.state_bytes:,}"
+        row(f"attention {ranges(numbers)}", attention, kv)
+        if experts is not None:
+            row(f"experts {ranges(numbers)}", experts, experts=f"{experts.active} of {experts.count}")
+    row("head", profile.head)
+    return table
+
+
+def equal_layers(layers: Sequence[Layer]) -> list[tuple[list[int], Layer]]:
+    """Layer numbers grouped by equal layers, in the order of first appearance."""
+    groups: dict[str, tuple[list[int], Layer]] = {}
+    for number, layer in enumerate(layers):
+        groups.setdefault(layer.model_dump_json(), ([], layer))[0].append(number)
+    return list(groups.values())
+
+
+def hardware_tables(hardware: Hardware) -> list[Table]:
+    """Devices, then links."""
+    devices = _table(
+        hardware.name, "device", "model", ("memory", "right"), ("bandwidth", "right"), ("16-bit peak", "right")
+    )
+    for device in hardware.devices:
+        peak = next((device.flops_per_s[k] for k in ("bf16", "fp16") if k in device.flops_per_s), None)
+        devices.add_row(
+            device.name,
+            device.model or "",
+            gb(device.memory_bytes),
+            f"{device.bandwidth_bytes_per_s / 1e9:,.0f} GB/s",
+            "?" if peak is None else f"{peak / 1e12:,.1f} TFLOP/s",
+        )
+    links = _table("", "link", ("bandwidth", "right"), ("latency", "right"))
+    for link in hardware.links:
+        rate = f"{link.bandwidth_bytes_per_s / 1e9:,.1f} GB/s"
+        links.add_row(" - ".join(link.between), rate, f"{link.latency_s * 1e6:.1f} us")
+    return [devices, links]
+
+
+def comparison_table(title: str, found: Mapping[str, Evaluation], plans: Sequence[Placement]) -> Table:
+    """Layouts side by side, judged for `request`; what does not fit shows no speed."""
+    table = _table(
+        title, "layout", "fits", ("experts on CPU", "right"), ("unused on GPUs", "right"), ("prefill", "right"),
+        ("decode step", "right"), ("tokens/s", "right"), ("request", "right"),
+    )  # fmt: skip
+    for (name, evaluation), plan in zip(found.items(), plans, strict=True):
+        on_cpu = sum("cpu" in layer.experts for layer in plan.layers)
+        unused = sum(held.free_bytes for device, held in evaluation.memory.items() if device != "cpu")
+        speed = ["-"] * 4
+        if evaluation.feasible:
+            told = evaluation.prediction
+            speed = [
+                f"{told.prefill_s:.3f} s", f"{told.decode_step_s * 1e3:.2f} ms", f"{told.tokens_per_s:.1f}",
+                f"{evaluation.objective_s:.2f} s",
+            ]  # fmt: skip
+        fits = Text("yes", style="green") if evaluation.feasible else Text("no", style="bold red")
+        table.add_row(name, fits, f"{on_cpu} layers", gb(unused) if evaluation.feasible else "-", *speed)
+    return table
