@@ -149,17 +149,14 @@ class CostModel:
         mean_bytes = self.expert_bytes(experts, device, ids) / len(ids)
         share = distinct / all_distinct
 
-        def formula(_: int) -> float:
-            return roofline_s(place, distinct * mean_bytes, share * self._experts_flops(experts, batch))
-
+        part = roofline_s(place, distinct * mean_bytes, share * self._experts_flops(experts, batch))
         if not experts.measured_seconds:
-            return formula(batch)
-        whole = roofline_s(
-            place,
-            all_distinct * self.expert_bytes(experts, device, range(experts.count)) / experts.count,
-            self._experts_flops(experts, batch),
-        )
-        return measured_or(experts, place, batch, lambda _: whole) * formula(batch) / whole
+            return part
+
+        def whole(all_tokens: int) -> float:
+            return roofline_s(place, *self._bytes_and_flops(experts, "experts", place, all_tokens, 0.0))
+
+        return measured_or(experts, place, batch, whole) * part / whole(batch)
 
     def _all_tokens(self, tokens: int) -> int:
         return tokens * self.workload.batch_size

@@ -47,7 +47,8 @@ def split_hits(experts: Experts, parts: Sequence[Sequence[int]], tokens: int) ->
 
     One token and equal experts: multivariate hypergeometric. Otherwise every expert is hit independently with its
     touch probability, so each part is Poisson-binomial (exact for independent routing; it ignores that a token uses
-    exactly `active` experts). From MEANS_FROM_TOKENS tokens on: the means, with probability 1.
+    exactly `active` experts). From MEANS_FROM_TOKENS tokens on: the means, with probability 1. The parts need not hold
+    all experts: what is hit elsewhere is summed over.
     """
     if tokens >= MEANS_FROM_TOKENS:
         yield 1.0, tuple(distinct_experts(experts, tokens, part) for part in parts)
@@ -63,11 +64,11 @@ def split_hits(experts: Experts, parts: Sequence[Sequence[int]], tokens: int) ->
 
 
 def _hypergeometric(experts: Experts, sizes: Sequence[int]) -> Iterator[tuple[float, Hits]]:
-    ways = math.comb(experts.count, experts.active)
+    ways, elsewhere = math.comb(experts.count, experts.active), experts.count - sum(sizes)
     for hits in product(*(range(min(size, experts.active) + 1) for size in sizes)):
-        if sum(hits) == experts.active:
+        if 0 <= (rest := experts.active - sum(hits)) <= elsewhere:
             chosen = math.prod(math.comb(size, h) for size, h in zip(sizes, hits, strict=True))
-            yield chosen / ways, tuple(float(h) for h in hits)
+            yield chosen * math.comb(elsewhere, rest) / ways, tuple(float(h) for h in hits)
 
 
 def _poisson_binomial(probabilities: Sequence[float]) -> list[float]:

@@ -5,6 +5,10 @@ All readers of shapes (a built-in family, transformers, files of tensors) end he
 
 from __future__ import annotations
 
+from pydantic import ValidationError
+
+from profiles.document import first_problem
+from profiles.errors import ProfileError
 from profiles.model import Attention, Block, Experts, KindBytes, Layer, ModelProfile, Workspace
 from profiles.quant import check_fits_model, tensors_bytes, value_bytes
 from profiles.tensors import Cache, LayerTensors, ModelTensors, RoutedExperts, Tensors, params
@@ -14,8 +18,18 @@ INDEX_BYTES = 8
 
 
 def profile_of(model: ModelTensors, name: str, quant: str, source: str, notes: tuple[str, ...] = ()) -> ModelProfile:
-    """The profile of `model` with its weights in `quant`; `notes` are the reader's, before those about shapes."""
+    """The profile of `model` with its weights in `quant`; `notes` are the reader's, before those about shapes.
+
+    Raises ProfileError where a block would not be a possible one.
+    """
     check_fits_model(quant, model)
+    try:
+        return _profile(model, name, quant, source, notes)
+    except ValidationError as problem:
+        raise ProfileError(f"config.json: {first_problem(problem, ModelProfile)}; mend it") from None
+
+
+def _profile(model: ModelTensors, name: str, quant: str, source: str, notes: tuple[str, ...]) -> ModelProfile:
     value = value_bytes(quant)
     embedding = Block(
         weight_bytes=_bytes(tensors_bytes(model.embedding, quant)),

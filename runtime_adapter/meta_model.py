@@ -28,8 +28,11 @@ def model_tensors(model: nn.Module, architecture: str) -> ModelTensors:
     """The blocks of `model` (in bf16 on the meta device). Raises ProfileError where they are not certain."""
     text = _text_settings(model)
     found = [m for name, m in model.named_modules() if _is_fused_experts(m, text) or name.endswith(".experts")]
+    if found and (counts := _config_numbers(text, COUNT_KEYS)):
+        _active(text, 0, max(counts))
     runs = [_run(model, tokens, found) for tokens in TOKENS]
     layers = _layers(model, runs[0], text)
+    _refuse_unfit(model)
     hidden, vocab = int(text.hidden_size), int(text.vocab_size)
     named = _named_parameters(model)
     inside = {id(p): i for i, layer in enumerate(layers) for p in layer.parameters()}
@@ -44,6 +47,18 @@ def model_tensors(model: nn.Module, architecture: str) -> ModelTensors:
     result = ModelTensors(architecture, hidden, vocab, embedding, blocks, head, tied, notes)
     _check_total(result, model, unused)
     return result
+
+
+def _refuse_unfit(model: nn.Module) -> None:
+    """ProfileError for an encoder and for a model with empty parameters."""
+    empty = next((name for name, p in model.named_parameters() if not p.numel()), None)
+    causal = [m.is_causal for m in model.modules() if isinstance(getattr(m, "is_causal", None), bool)]
+    if causal and not any(causal):
+        raise ProfileError(
+            f"model_type: {type(model).__name__} is an encoder here, not causal; only decoders are planned"
+        )
+    if empty is not None:
+        raise ProfileError(f"config.json: a size of 0 leaves {empty} empty; mend it")
 
 
 def _text_settings(model: nn.Module) -> Any:
@@ -67,9 +82,8 @@ def _flat_count(module: nn.Module) -> int:
 
 
 def _config_numbers(text: Any, keys: tuple[str, ...]) -> set[int]:
-    found = {getattr(text, key, None) for key in keys}
-    for inner in ("ffn_config", "moe_config"):
-        found |= {getattr(getattr(text, inner, None), key, None) for key in keys}
+    holders = (text, getattr(text, "ffn_config", None), getattr(text, "moe_config", None))
+    found = [getattr(holder, key, None) for holder in holders for key in keys]
     return {n for n in found if type(n) is int and n > 0}
 
 

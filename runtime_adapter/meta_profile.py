@@ -12,9 +12,9 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from profiles.block_bytes import profile_of
-from profiles.config_fields import MAX_SIZE
+from profiles.config_fields import MAX_EXPERTS, MAX_SIZE
 from profiles.document import short
-from profiles.errors import ProfileError
+from profiles.errors import MoeplanError, ProfileError
 from profiles.model import ModelProfile
 from profiles.quant import check_quant, quant_of_config
 from profiles.read_hf_config import not_built_in, source_of, with_inner_dtype
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 MAX_LAYERS = 2_000
 """More modules than that take minutes to build; no known model comes near."""
+PATTERN_KEYS = {"num_layers", "layers_block_type", "layer_types", "hybrid_override_pattern", "block_types"}
+SIZE_ENDINGS = ("_size", "_dim", "_rank")
 LAYER_COUNT_KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 DROPPED_KEYS = ("auto_map", "quantization_config", "attn_implementation", "_attn_implementation", "per_layer_quant")
 BY_HAND = "write a profile YAML by hand"
@@ -45,8 +47,15 @@ def read_config(config: dict[str, Any], name: str, quant: str | None = None) -> 
     from runtime_adapter.meta_model import model_tensors
 
     with offline_and_quiet():
-        model, notes = build(config)
-        tensors = model_tensors(model, str(family))
+        try:
+            model, notes = build(config)
+            tensors = model_tensors(model, str(family))
+        except MoeplanError:
+            raise
+        except Exception as problem:  # a config object is foreign code: it may raise anything from any attribute
+            raise ProfileError(
+                f"config.json: transformers cannot tell its shapes: {one_line(problem)}; {BY_HAND}"
+            ) from None
     note = f"shapes read from transformers' {type(model).__name__} on the meta device"
     return profile_of(tensors, name, weights, source_of(config, weights), (note, *notes))
 
@@ -97,38 +106,57 @@ def _settings(config: dict[str, Any]) -> tuple[Any, tuple[str, ...]]:
         raise ProfileError(f"config.json: transformers refuses it: {one_line(problem)}; mend it") from None
     if getattr(settings, "is_encoder_decoder", False):
         raise ProfileError(f"model_type: {short(family)} has an encoder; only decoders are planned")
-    _check_given(settings, config)
-    return settings, ()
+    return settings, _check_given(settings, config)
 
 
 def _check_sizes(config: dict[str, Any], prefix: str = "", depth: int = 0) -> None:
-    """Refuse counts of layers or anything else that would build for hours, before anything is built."""
+    """Refuse impossible counts and sizes before anything is built: some would build for hours."""
     for name, value in config.items():
         key = str(name)
         if isinstance(value, dict) and depth < 3:
             _check_sizes(value, f"{prefix}{key}.", depth + 1)
-        if (
-            isinstance(value, bool)
-            or not isinstance(value, int)
-            or key.endswith(("_id", "_token", "position_embeddings"))
-        ):
-            continue
-        most = MAX_LAYERS if key in LAYER_COUNT_KEYS else 2**40 if "max" in key or "len" in key else MAX_SIZE * 16
-        if not -(2**31) <= value <= most:
-            raise ProfileError(f"{prefix}{key}: {short(value)} is not a possible value (at most {most}); mend it")
+        if type(value) is int and (most := _most(key)) and not 0 <= value <= most:
+            raise ProfileError(f"{prefix}{key}: {short(value)} is not from 0 to {most}; mend it")
 
 
-def _check_given(settings: Any, config: dict[str, Any]) -> None:
-    """A config without its sizes would silently get the class's defaults, another model's."""
-    text = settings.get_text_config(decoder=True)
-    given: dict[str, Any] = config
+def _most(key: str) -> int | None:
+    """The largest value that a key of this name may have; None where the name says nothing of a size or count."""
+    if key in LAYER_COUNT_KEYS:
+        return MAX_LAYERS
+    is_size = key.endswith(SIZE_ENDINGS)
+    if not is_size and not key.startswith(("num_", "n_")) and "num_experts" not in key:
+        return None
+    return MAX_EXPERTS if "expert" in key and not is_size else MAX_SIZE
+
+
+def _check_given(settings: Any, config: dict[str, Any]) -> tuple[str, ...]:
+    """Notes on sizes that the file leaves to transformers' class; ProfileError where it leaves out width or depth.
+
+    Without those it would silently become another model. Official files do leave out sizes that a family shares
+    (Gemma 3's vocabulary), so those are not refused.
+    """
+    text, given, prefix = settings.get_text_config(decoder=True), config, ""
     if text is not settings:
-        key = next((k for k in settings.sub_configs if getattr(settings, k, None) is text), None)
-        given = config.get(key, {}) if key else config
-    for size in ("hidden_size", "vocab_size"):
-        names = {size, text.attribute_map.get(size, size), *(k for k, v in text.attribute_map.items() if v == size)}
-        if isinstance(given, dict) and not names & given.keys():
-            raise ProfileError(f"{size}: missing; add it, as in the model's own config.json")
+        prefix = next((f"{key}." for key in settings.sub_configs if getattr(settings, key, None) is text), "")
+        given = config.get(prefix[:-1], config) if prefix else config
+    blocks = [key for key in ("ffn_config",) if hasattr(text, key) and not isinstance(config.get(key), dict)]
+    if blocks or not isinstance(given, dict):
+        raise ProfileError(f"{(blocks or [prefix[:-1]])[0]}: missing; add it, as in the model's own config.json")
+    by_class = []
+    for size in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size"):
+        names = {size, *(k for k, v in text.attribute_map.items() if v == size), text.attribute_map.get(size, size)}
+        value = number(text, size)
+        if names & given.keys() or value is None or (size == "num_hidden_layers" and PATTERN_KEYS & given.keys()):
+            continue
+        if size in ("hidden_size", "num_hidden_layers"):
+            raise ProfileError(f"{prefix}{size}: missing; add it, as in the model's own config.json")
+        by_class.append(f"{size} {value}")
+    heads, kv_heads = number(text, "num_attention_heads"), number(text, "num_key_value_heads")
+    if heads is not None and kv_heads is not None and (kv_heads < 1 or heads % kv_heads):
+        raise ProfileError(
+            f"{prefix}num_key_value_heads: {kv_heads} does not divide num_attention_heads {heads}; mend one"
+        )
+    return (f"not in the file, so transformers' default: {', '.join(by_class)}",) if by_class else ()
 
 
 def _class_of(settings: Any) -> tuple[Any, bool]:
@@ -138,12 +166,21 @@ def _class_of(settings: Any) -> tuple[Any, bool]:
 
     causal = auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
     inner = settings.get_text_config(decoder=True)
-    if inner is not settings and inner.model_type in causal:
+    if inner is not settings and isinstance(inner.model_type, str) and inner.model_type in causal:
         return getattr(transformers, causal[inner.model_type]), True
     for names in (causal, auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES, auto.MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES):
         if settings.model_type in names:
             return getattr(transformers, names[settings.model_type]), False
     raise ProfileError(f"model_type: {short(settings.model_type)} is not a causal language model; {BY_HAND}")
+
+
+def number(settings: Any, key: str) -> int | None:
+    """A whole number of a transformers config; None where it has none for the whole model (or one for each layer)."""
+    try:
+        value = getattr(settings, key, None)
+    except Exception:  # a config that differs by layer raises an error of its own
+        return None
+    return value if type(value) is int else None
 
 
 def one_line(problem: BaseException) -> str:

@@ -10,7 +10,7 @@ the plan is optimal. docs/model.md has the argument in full.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Literal
@@ -85,15 +85,39 @@ def total(terms: Iterable[tuple[int, cp_model.IntVar]]) -> cp_model.LinearExpr:
     return cp_model.LinearExpr.weighted_sum([var for _, var in pairs], [coefficient for coefficient, _ in pairs])
 
 
-def solve_counts(problem: Problem, limits: Limits) -> Outcome:
-    """The best counts and a bound over all placements; `infeasible` is proven for every order of layers."""
+Cards = Mapping[int, Mapping[tuple[int, ...], int]]
+"""For the first device of a group of equals: experts of each class on a card -> number of such cards."""
+
+
+def solve_counts(problem: Problem, limits: Limits, *, floor: int = 0, cards: Cards | None = None) -> Outcome:
+    """The best counts and a bound over all placements; `infeasible` is proven for every order of layers.
+
+    `floor` is a known lower bound in ticks. With `cards` only counts that load equal devices so are searched: then
+    neither the bound, which stays `floor`, nor `infeasible` says anything about other placements.
+    """
     model = _variables(problem)
     _constraints(model)
-    _minimise(model, floor=0)
+    for first, patterns in (cards or {}).items():
+        _load_cards(model, first, patterns)
+    _minimise(model, floor=floor)
     solver, status = search(model.cp, limits)
+    bound = max(floor, _bound(solver, status)) if cards is None else floor
     if status in ("infeasible", "unknown"):
-        return Outcome(status, _bound(solver, status))
-    return Outcome(status, _bound(solver, status), counts=_decode_counts(model, solver))
+        return Outcome(status, bound)
+    return Outcome(status, bound, counts=_decode_counts(model, solver))
+
+
+def _load_cards(model: _Model, first: int, patterns: Mapping[tuple[int, ...], int]) -> None:
+    """Deal the patterns out to the devices equal to `first`."""
+    members = [d for d in model.devices if model.problem.twins[d] == first]
+    has = {(d, p): model.cp.new_bool_var("") for d in members for p in patterns}
+    for d in members:
+        model.cp.add_exactly_one(has[d, p] for p in patterns)
+        for c, kind in enumerate(model.problem.classes):
+            if kind.experts is not None:
+                model.cp.add(model.experts_on(c, d) == total((p[c], has[d, p]) for p in patterns))
+    for pattern, number in patterns.items():
+        model.cp.add(sum(has[d, pattern] for d in members) == number)
 
 
 def solve_slices(problem: Problem, limits: Limits, *, floor: int, hint: Assignment | None) -> Outcome:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import get_args
 
 from cost_models import CostModel, Step
 from profiles.errors import MoeplanError
@@ -35,6 +36,8 @@ class Evaluation:
 
 def judge(placement: Placement, costs: CostModel, objective: Objective = "request") -> Evaluation:
     """Evaluate `placement` under `costs`. Raises MoeplanError when it does not describe this model or machine."""
+    if objective not in get_args(Objective):
+        raise MoeplanError(f"objective: {objective!r} is not known; use {', '.join(get_args(Objective))}")
     check_describes(placement, costs)
     walk = _Walk(placement, costs)
     prefill = sum(walk.step_s(step) for step in costs.prefill_steps())
@@ -104,7 +107,7 @@ class _Walk:
     def _experts_s(self, i: int, layer: LayerPlacement, step: Step) -> float:
         if not layer.experts:
             return 0.0
-        whole = layer.experts_device
+        whole = _one_device(layer)
         if whole is None:
             return self._costs.split_experts_s(i, layer.attention, _ids(layer), step)
         return self._costs.experts_from_s(i, layer.attention, whole, step)
@@ -116,13 +119,18 @@ class _Walk:
         busy[self._placement.head] += costs.block_s("head", 0, self._placement.head, step)
         for i, layer in enumerate(self._placement.layers):
             busy[layer.attention] += costs.block_s("attention", i, layer.attention, step)
-            whole = layer.experts_device
+            whole = _one_device(layer)
             if whole is not None:
                 busy[whole] += costs.block_s("experts", i, whole, step)
             else:
                 for device, ids in _ids(layer).items():
                     busy[device] += costs.split_experts_s(i, device, {device: ids}, step)
         return max(busy.values())
+
+
+def _one_device(layer: LayerPlacement) -> str | None:
+    """The device of all experts, said as "all" or as a list of every id; None for a dense or a split layer."""
+    return next(iter(layer.experts)) if len(layer.experts) == 1 else None
 
 
 def _ids(layer: LayerPlacement) -> dict[str, Sequence[int]]:

@@ -14,10 +14,11 @@ from profiles.placement import Granularity, Objective, Placement
 from profiles.presets import model_config_preset
 from solver.assignment import Assignment, arrange
 from solver.baselines import hand_plans
-from solver.cp_sat import Limits, solve_counts, solve_slices
+from solver.cp_sat import Limits, Outcome, solve_counts, solve_slices
 from solver.evaluate import Evaluation, judge
 from solver.explain import infeasible
 from solver.free_order import is_small, solve_free_order
+from solver.patterns import solve_patterns
 from solver.problem import Problem, build_problem
 from solver.rules import Allowed, Pins, breaks
 
@@ -135,12 +136,15 @@ class _Search:
         """Fill `best` and `bound`. Raises InfeasiblePlacement when the counts prove that nothing fits."""
         for placement in _hand_candidates(self.costs, allowed, self.problem):
             self._offer(Assignment.of(placement, self.problem), placement)
-        counts = solve_counts(self.problem, self._limits(share=0.5))
-        if counts.status == "infeasible":
-            raise infeasible(self.problem, self.costs)
-        self.bound = counts.bound
-        if counts.counts is not None:
-            self._offer(arrange(counts.counts, self.problem))
+        patterns = solve_patterns(self.problem, self._limits(share=0.3))
+        if patterns is not None:
+            self._raise_bound(patterns.status, patterns.bound)
+            if patterns.cards and not self.closed:
+                self._counts(solve_counts(self.problem, self._limits(0.3), floor=self.bound, cards=patterns.cards))
+        if not self.closed:
+            counts = solve_counts(self.problem, self._limits(share=0.5), floor=self.bound)
+            self._raise_bound(counts.status, counts.bound)
+            self._counts(counts)
         if not self.closed and not self.problem.bottleneck:
             slices = solve_slices(self.problem, self._limits(), floor=self.bound, hint=self.incumbent)
             self._offer(slices.assignment)
@@ -148,6 +152,15 @@ class _Search:
             free = solve_free_order(self.problem, self._limits(), floor=self.bound, hint=self.incumbent)
             self.bound = max(self.bound, free.bound)
             self._offer(free.assignment)
+
+    def _raise_bound(self, status: str, bound: int) -> None:
+        if status == "infeasible":
+            raise infeasible(self.problem, self.costs)
+        self.bound = max(self.bound, bound)
+
+    def _counts(self, outcome: Outcome) -> None:
+        if outcome.counts is not None:
+            self._offer(arrange(outcome.counts, self.problem))
 
     @property
     def closed(self) -> bool:

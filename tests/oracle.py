@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache, cached_property
+from itertools import combinations
 
 from cost_models.constants import BANDWIDTH_EFFICIENCY, CPU_SAFETY_MARGIN, FLOPS_EFFICIENCY, LAUNCH_S, SYNC_S
 from profiles import Block, Device, Hardware, LayerPlacement, Link, ModelProfile, Placement, Workload
@@ -180,7 +181,9 @@ class Oracle:
 
     def _formula(self, part: str, layer: int, device: Device, tokens: int, context: float) -> float:
         """launch + the larger of reading time and computing time; `tokens` of the whole batch."""
-        touched, flops = self._work(part, layer, device, tokens, context)
+        return self._roofline(device, *self._work(part, layer, device, tokens, context))
+
+    def _roofline(self, device: Device, touched: float, flops: float) -> float:
         peak = next((device.flops_per_s[k] for k in ("bf16", "fp16", "fp32") if k in device.flops_per_s), None)
         peak = max(device.flops_per_s.values()) if peak is None else peak
         read = BANDWIDTH_EFFICIENCY[device.kind] if device.bandwidth_efficiency is None else device.bandwidth_efficiency
@@ -218,6 +221,28 @@ class Oracle:
         if attention == experts:
             return 0.0
         return self.sync(experts) + self.hop(attention, experts, tokens) + self.hop(experts, attention, tokens)
+
+    def mean_of_slowest(self, layer: int, attention: str, parts: dict[str, tuple[int, ...]]) -> float:
+        """X_l of a split layer for one token whose top-k is any set with equal chance: counted out, set by set."""
+        experts = self.profile.layers[layer].experts
+        assert experts is not None
+        assert experts.frequencies is None
+        assert not experts.measured_seconds
+        params = experts.weight_bytes.gpu / self.profile.activation_bytes if experts.params is None else experts.params
+        slowest = []
+        for used in combinations(range(experts.count), experts.active):
+            times = [0.0]
+            for name, ids in parts.items():
+                device, hits = self.hardware.device(name), len(set(used) & set(ids))
+                share = Fraction(len(ids), experts.count)
+                if experts.expert_weight_bytes is not None:
+                    share = Fraction(sum(experts.expert_weight_bytes[i] for i in ids), experts.weight_bytes.gpu)
+                stored = math.ceil(share * experts.weight_bytes.on(device.kind))
+                if hits:
+                    work = self._roofline(device, hits * stored / len(ids), 2 * params / experts.count * hits)
+                    times.append(self.outside(attention, name, 1) + work)
+            slowest.append(max(times))
+        return math.fsum(slowest) / len(slowest)
 
     def step(self, placement: Placement, tokens: int, context: float) -> float:
         seconds, here = self.seconds("embedding", 0, placement.embedding, tokens, 0.0), placement.embedding

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import random
+from fractions import Fraction
 from typing import Any
 
 import pytest
@@ -115,11 +117,11 @@ def test_split_placements(seed: int) -> None:
             continue
         for name, ids in layer.experts.items():
             stored = experts.weight_bytes.on(instance.hardware.device(name).kind)
-            share = 1.0 if ids == "all" else len(ids) / experts.count
+            share = Fraction(experts.count if ids == "all" else len(ids), experts.count)
             if ids != "all" and experts.expert_weight_bytes is not None:
-                share = sum(experts.expert_weight_bytes[e] for e in ids) / experts.weight_bytes.gpu
+                share = Fraction(sum(experts.expert_weight_bytes[e] for e in ids), experts.weight_bytes.gpu)
             part = costs.expert_bytes(experts, name, range(experts.count) if ids == "all" else ids)
-            assert 0 <= part - share * stored <= 1 + 1e-6
+            assert part == math.ceil(share * stored)
             stays[name] += part
     assert {name: held.weights_bytes for name, held in found.memory.items()} == stays
     for i, layer in enumerate(placement.layers):
@@ -134,37 +136,54 @@ def test_split_placements(seed: int) -> None:
 
 @pytest.mark.parametrize("seed", range(40))
 def test_throughput_counts_the_work_of_each_part_of_a_split(seed: int) -> None:
-    """A part's time is at least its share of the bytes it is hit with, whatever else is on the device."""
+    """A device is busy with its part for the mean, over all sets of experts a token may use, of what is hit there."""
     rng = random.Random(4000 + seed)
-    instance = random_instance(rng, gpus=(1, 1))
-    layers = tuple(layer for layer in instance.profile.layers if layer.experts is not None)
-    if not layers:
-        return
-    instance = Instance(instance.profile.replace(layers=layers), instance.hardware, instance.workload)
-    half = [
-        LayerPlacement(
-            attention="cpu",
-            experts={"cuda:0": tuple(range(0, x.count, 2)), "cpu": tuple(range(1, x.count, 2))},
-        )
-        for x in (layer.experts for layer in layers)
-        if x is not None
-    ]
-    placement = Placement(embedding="cpu", head="cpu", layers=half)
+    instance = single_token(random_instance(rng))
+    placement = random_placement(rng, instance, split=True)
+    oracle = oracle_of(instance)
     whole = placement.replace(
-        layers=tuple(LayerPlacement(attention="cpu", experts={"cuda:0": "all"}) for _ in half)
+        layers=tuple(
+            layer if len(layer.experts) < 2 else LayerPlacement(attention=layer.attention, experts={})
+            for layer in placement.layers
+        )
     )
+    busy = dict.fromkeys(oracle.names, 0.0)
+    for part, i, name in oracle.places(whole):
+        busy[name] += oracle.seconds(part, i, name, 1, oracle.mean_context if part == "attention" else 0.0)
+    for i, layer in enumerate(placement.layers):
+        for name, ids in layer.experts.items() if len(layer.experts) == 2 else ():
+            assert ids != "all"
+            busy[name] += oracle.mean_of_slowest(i, name, {name: ids})
+    found = judge(placement, costs_of(instance), "throughput")
+    assert found.objective_s == pytest.approx(max(busy.values()), rel=1e-9)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_one_token_through_a_split_layer(seed: int) -> None:
+    """X of a split layer, by going through every set of experts that the token may use."""
+    rng = random.Random(5000 + seed)
+    instance = single_token(random_instance(rng))
+    placement = random_placement(rng, instance, split=True)
     costs, oracle = costs_of(instance), oracle_of(instance)
-    batch = instance.workload.batch_size
-    split_s = judge(placement, costs, "throughput").objective_s * batch
-    gpu_whole = sum(oracle.seconds("experts", i, "cuda:0", 1, 0.0) for i in range(len(half)))
-    cpu_alone = judge(whole, costs, "throughput").objective_s * batch
-    cpu_experts = sum(oracle.seconds("experts", i, "cpu", 1, 0.0) for i in range(len(half)))
-    cpu_attention = sum(oracle.seconds("attention", i, "cpu", 1, oracle.mean_context) for i in range(len(half)))
-    # half of the experts see half of the hits; launches are paid by either half
-    assert split_s <= max(gpu_whole, cpu_attention + cpu_experts + cpu_alone) * (1 + 1e-9)
-    frequencies = [x.experts.frequencies is None for x in layers if x.experts is not None]
-    if all(frequencies):
-        assert split_s >= cpu_attention + 0.49 * (cpu_experts - len(half) * 10e-6)
+    for i, layer in enumerate(placement.layers):
+        if len(layer.experts) == 2:
+            parts = {name: ids for name, ids in layer.experts.items() if ids != "all"}
+            expected = oracle.mean_of_slowest(i, layer.attention, parts)
+            found = costs.split_experts_s(i, layer.attention, parts, costs.decode_step())
+            assert found == pytest.approx(expected, rel=1e-9)
+
+
+def single_token(instance: Instance) -> Instance:
+    """One sequence, experts equally likely and not measured: where one token's hits can be counted out."""
+    layers = [
+        layer
+        if layer.experts is None
+        else layer.replace(experts=layer.experts.replace(frequencies=None, measured_seconds=None))
+        for layer in instance.profile.layers
+    ]
+    return Instance(
+        instance.profile.replace(layers=tuple(layers)), instance.hardware, instance.workload.replace(batch_size=1)
+    )
 
 
 def test_a_plan_says_what_evaluate_needs() -> None:

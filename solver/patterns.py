@@ -1,0 +1,281 @@
+"""A bound that does not care which of several equal cards is which.
+
+Devices that are interchangeable form a group. What one card of a group can hold of each class's experts is a *pattern*;
+integers say how many cards of the group use each pattern, how many attentions sit on them and how many of those have
+their experts on the same card, on another card of the group, or in another group. Every placement has such numbers, so
+the optimum is a lower bound over all placements; docs/model.md says what is given up. No two solutions differ by the
+names of cards only, which is what makes this fast where the counts model searches through permutations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from ortools.sat.python import cp_model
+
+from solver.cp_sat import Limits, Status, search, total
+from solver.problem import Problem
+
+MAX_PATTERNS = 1500
+"""Patterns of all groups together beyond which this bound is not worth its model."""
+
+Pattern = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class PatternOutcome:
+    """`cards[d]` maps, for the first device d of each group of equals, a pattern to the number of cards that use it."""
+
+    status: Status
+    bound: int
+    cards: dict[int, dict[Pattern, int]] = field(default_factory=dict)
+
+
+@dataclass
+class _Cell:
+    """Cards of one group with the same experts on them.
+
+    `cards` is how many there are, `used` how many of them have attention. A device without equals is one cell, with
+    `pattern` None: what it holds are variables.
+    """
+
+    device: int
+    pattern: Pattern | None
+    cards: cp_model.IntVar
+    used: cp_model.IntVar
+    attention: list[cp_model.IntVar]
+    held: list[cp_model.LinearExpr]
+    local: list[cp_model.IntVar]
+    embedding: cp_model.IntVar
+    head: cp_model.IntVar
+
+
+def groups_of(problem: Problem) -> dict[int, int]:
+    """First device of each group of interchangeable devices -> number of them."""
+    return {first: problem.twins.count(first) for first in dict.fromkeys(problem.twins)}
+
+
+def patterns_on(problem: Problem, device: int) -> Iterator[Pattern]:
+    """Every number of experts of each class that `device` can hold beside nothing else, workspace included."""
+
+    def extend(chosen: Pattern, left: int, workspace: int) -> Iterator[Pattern]:
+        c = len(chosen)
+        if c == len(problem.classes):
+            yield chosen
+            return
+        experts, most = problem.classes[c].experts, problem.class_sizes[c]
+        yield from extend((*chosen, 0), left, workspace)
+        if experts is None or not experts.allowed[device]:
+            return
+        needed = max(workspace, experts.workspace)
+        for n in range(1, most + 1):
+            if n * experts.bytes[device] + needed > left:
+                break
+            yield from extend((*chosen, n), left - n * experts.bytes[device], needed)
+
+    return extend((), problem.usable[device], 0)
+
+
+def solve_patterns(problem: Problem, limits: Limits) -> PatternOutcome | None:
+    """The bound and the patterns it is reached with; None where there are no equal devices or too many patterns.
+
+    `infeasible` is a proof; `bound` is in ticks and valid for every placement.
+    """
+    groups = groups_of(problem)
+    patterns: dict[int, list[Pattern]] = {}
+    for first, size in groups.items():
+        if size > 1:
+            found: list[Pattern] = []
+            for pattern in patterns_on(problem, first):
+                found.append(pattern)
+                if sum(map(len, patterns.values())) + len(found) > MAX_PATTERNS:
+                    return None
+            patterns[first] = found
+    if not patterns or problem.bottleneck:
+        return None
+    cp = cp_model.CpModel()
+    cells = []
+    for first, size in groups.items():
+        if size == 1:
+            cells.append(_single(problem, cp, first))
+        cells += [_cell(problem, cp, first, size, pattern) for pattern in patterns.get(first, [])]
+    for first, size in groups.items():
+        if size > 1:
+            cp.add(sum(cell.cards for cell in cells if cell.device == first) == size)
+    ticks = _ends_and_experts(problem, cp, cells, groups) + _route(problem, cp, cells, groups)
+    cp.minimize(ticks)
+    solver, status = search(cp, limits)
+    if status in ("infeasible", "unknown"):
+        return PatternOutcome(status, 0 if status == "infeasible" else max(0, round(solver.best_objective_bound)))
+    cards: dict[int, dict[Pattern, int]] = {}
+    for cell in cells:
+        if cell.pattern is not None and solver.value(cell.cards):
+            cards.setdefault(cell.device, {})[cell.pattern] = solver.value(cell.cards)
+    return PatternOutcome(status, max(0, round(solver.best_objective_bound)), cards)
+
+
+def _cell(problem: Problem, cp: cp_model.CpModel, device: int, size: int, pattern: Pattern) -> _Cell:
+    """The cards of a group with this pattern: bytes are counted for all of them together, but each can take only a
+    whole number of attentions, fewer where the embedding or the head is."""
+    cards, used = cp.new_int_var(0, size, ""), cp.new_int_var(0, size, "")
+    attention = _attention(problem, cp, device)
+    room = _room(problem, device, pattern)
+    most = _most_attention(problem, device, room)
+    cp.add(used <= cards)
+    cp.add(sum(attention) >= used)
+    cp.add(sum(attention) <= most * used)
+    load = total((kind.attention.bytes[device], n) for kind, n in zip(problem.classes, attention, strict=True))
+    cp.add(load <= room * used)
+
+    ends, bytes_of_ends, lost = [], total([]), []
+    for block, name in ((problem.embedding, "embedding"), (problem.head, "head")):
+        fits = block.allowed[device] and block.bytes[device] <= room
+        ends.append(cp.new_int_var(0, int(fits), f"{name}[{device},{pattern}]"))
+        cp.add(ends[-1] <= cards)
+        bytes_of_ends += block.bytes[device] * ends[-1]
+        lost.append(most - _most_attention(problem, device, room - block.bytes[device]))
+    both = cp.new_bool_var("")
+    cp.add_implication(both, ends[0])
+    cp.add_implication(both, ends[1])
+    together = problem.embedding.bytes[device] + problem.head.bytes[device] - problem.tied_bytes
+    lost_together = most - _most_attention(problem, device, room - together)
+    cp.add(load + bytes_of_ends - problem.tied_bytes * both <= room * cards)
+    cp.add(
+        sum(attention) + lost[0] * ends[0] + lost[1] * ends[1] - max(0, sum(lost) - lost_together) * both
+        <= most * cards
+    )
+
+    local = []
+    for c, n in enumerate(pattern):
+        local.append(cp.new_int_var(0, problem.class_sizes[c] if n else 0, ""))
+        cp.add(local[c] <= attention[c])
+        cp.add(local[c] <= min(n, most) * used)
+    return _Cell(device, pattern, cards, used, attention, [n * cards for n in pattern], local, ends[0], ends[1])
+
+
+def _single(problem: Problem, cp: cp_model.CpModel, device: int) -> _Cell:
+    """A device without equals: its numbers are variables, and its memory is counted exactly."""
+    held: list[cp_model.LinearExpr] = []
+    local = []
+    attention = _attention(problem, cp, device)
+    for c, (kind, n) in enumerate(zip(problem.classes, problem.class_sizes, strict=True)):
+        may_hold = kind.experts is not None and kind.experts.allowed[device]
+        held.append(cp.new_int_var(0, n * may_hold, ""))
+        local.append(cp.new_int_var(0, n * may_hold, ""))
+        cp.add(local[c] <= attention[c])
+        cp.add(local[c] <= held[c])
+    used = cp.new_bool_var("")
+    cp.add(sum(attention) >= used)
+    cp.add(sum(attention) <= len(problem.layer_class) * used)
+    embedding = cp.new_int_var(0, int(problem.embedding.allowed[device]), "")
+    head = cp.new_int_var(0, int(problem.head.allowed[device]), "")
+    cell = _Cell(device, None, cp.new_constant(1), used, attention, held, local, embedding, head)
+    _memory_of_single(problem, cp, cell)
+    return cell
+
+
+def _attention(problem: Problem, cp: cp_model.CpModel, device: int) -> list[cp_model.IntVar]:
+    sizes = zip(problem.classes, problem.class_sizes, strict=True)
+    return [cp.new_int_var(0, n * kind.attention.allowed[device], "") for kind, n in sizes]
+
+
+def _room(problem: Problem, device: int, pattern: Pattern) -> int:
+    """Bytes left on a card beside a pattern's experts and their workspace; that of other blocks is not counted, which
+    is a relaxation where it is larger."""
+    room, workspace = problem.usable[device], 0
+    for kind, n in zip(problem.classes, pattern, strict=True):
+        if n and kind.experts is not None:
+            room -= n * kind.experts.bytes[device]
+            workspace = max(workspace, kind.experts.workspace)
+    return room - workspace
+
+
+def _most_attention(problem: Problem, device: int, room: int) -> int:
+    lightest = min(kind.attention.bytes[device] for kind in problem.classes)
+    most = len(problem.layer_class)
+    return max(0, min(most, room // lightest)) if lightest else most
+
+
+def _memory_of_single(problem: Problem, cp: cp_model.CpModel, cell: _Cell) -> None:
+    d = cell.device
+    load = problem.embedding.bytes[d] * cell.embedding + problem.head.bytes[d] * cell.head
+    if problem.tied_bytes:
+        both = cp.new_bool_var("")
+        cp.add(both <= cell.embedding)
+        cp.add(both <= cell.head)
+        load -= problem.tied_bytes * both
+    needs: list[tuple[int, cp_model.LinearExpr, int]] = [
+        (problem.embedding.workspace, cell.embedding, 1),
+        (problem.head.workspace, cell.head, 1),
+    ]
+    for c, (kind, n) in enumerate(zip(problem.classes, problem.class_sizes, strict=True)):
+        load += kind.attention.bytes[d] * cell.attention[c]
+        needs.append((kind.attention.workspace, cell.attention[c], n))
+        if kind.experts is not None:
+            load += kind.experts.bytes[d] * cell.held[c]
+            needs.append((kind.experts.workspace, cell.held[c], n))
+    workspace = cp.new_int_var(0, max(n_bytes for n_bytes, _, _ in needs), "")
+    for n_bytes, number, most in needs:
+        if n_bytes:
+            present = cp.new_bool_var("")
+            cp.add(number <= most * present)
+            cp.add(workspace >= n_bytes * present)
+    cp.add(load + workspace <= problem.usable[d])
+
+
+def _ends_and_experts(
+    problem: Problem, cp: cp_model.CpModel, cells: list[_Cell], groups: dict[int, int]
+) -> cp_model.LinearExpr:
+    """Every block somewhere; ticks of embedding, head, attention, and of experts wherever they are."""
+    ticks = total([])
+    for block, chosen in ((problem.embedding, [c.embedding for c in cells]), (problem.head, [c.head for c in cells])):
+        cp.add(sum(chosen) == 1)
+        ticks += total((block.ticks[cell.device], end) for cell, end in zip(cells, chosen, strict=True))
+    for c, (kind, n) in enumerate(zip(problem.classes, problem.class_sizes, strict=True)):
+        cp.add(sum(cell.attention[c] for cell in cells) == n)
+        ticks += total((kind.attention.ticks[cell.device], cell.attention[c]) for cell in cells)
+        if kind.experts is None:
+            continue
+        ticks += total((kind.experts.ticks[cell.device][cell.device], cell.local[c]) for cell in cells)
+        away = 0 if problem.whole_layers else n
+        moved = {(a, d): cp.new_int_var(0, away if a != d or groups[a] > 1 else 0, "") for a in groups for d in groups}
+        for g in groups:
+            mine = [cell for cell in cells if cell.device == g]
+            cp.add(sum(cell.attention[c] - cell.local[c] for cell in mine) == sum(moved[g, d] for d in groups))
+            cp.add(sum(cell.held[c] - cell.local[c] for cell in mine) == sum(moved[a, g] for a in groups))
+        for (a, d), var in moved.items():
+            twin = next((e for e in range(len(problem.twins)) if e != a and problem.twins[e] == d), d)
+            ticks += kind.experts.ticks[a][twin] * var
+    return ticks
+
+
+def _route(problem: Problem, cp: cp_model.CpModel, cells: list[_Cell], groups: dict[int, int]) -> cp_model.LinearExpr:
+    """Hops by degrees: each used card is entered and left once; that the route hangs together is not asked."""
+    first = {g: cp.new_bool_var("") for g in groups}
+    last = {g: cp.new_bool_var("") for g in groups}
+    cp.add_exactly_one(first.values())
+    cp.add_exactly_one(last.values())
+    hops = {(g, h): cp.new_int_var(0, min(groups[g], groups[h]), "") for g in groups for h in groups}
+    ticks = total([])
+    for g, size in groups.items():
+        used = total((1, cell.used) for cell in cells if cell.device == g)
+        some = cp.new_bool_var("")
+        cp.add(used <= size * some)
+        cp.add(used >= some)
+        cp.add(hops[g, g] <= used - some)
+        cp.add(sum(hops[g, h] for h in groups) + last[g] == used)
+        cp.add(sum(hops[h, g] for h in groups) + first[g] == used)
+        opening = problem.layer_class[0]
+        cp.add(sum(cell.attention[opening] for cell in cells if cell.device == g) >= first[g])
+    for (g, h), var in hops.items():
+        twin = next((e for e in range(len(problem.twins)) if e != g and problem.twins[e] == h), h)
+        ticks += problem.hop[g][twin] * var
+    for end, name in ((first, "embedding"), (last, "head")):
+        flow = {(g, h): cp.new_bool_var("") for g in groups for h in groups}
+        for g in groups:
+            block = sum(getattr(cell, name) for cell in cells if cell.device == g)
+            cp.add(sum(flow[g, h] for h in groups) == block)
+            cp.add(sum(flow[h, g] for h in groups) == end[g])
+        ticks += total((problem.hop[g][h], var) for (g, h), var in flow.items())
+    return ticks
