@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from cost_models import CostModel
 from cost_models.constants import CPU_SAFETY_MARGIN
 from profiles.errors import InfeasiblePlacement
+from profiles.hardware import Device
 from profiles.units import gb
 from solver.cp_sat import Limits, least_shortage
 from solver.problem import Problem
 
 _SECONDS = 2.0
+_PRINTED = 10**7
+"""What `gb` prints is whole multiples of this."""
 
 
 def infeasible(problem: Problem, costs: CostModel) -> InfeasiblePlacement:
@@ -34,10 +38,16 @@ def _suggestions(problem: Problem, costs: CostModel, limits: Limits) -> list[str
     found = []
     ram = least_shortage(problem, limits, [not gpu for gpu in is_gpu])
     if ram is not None:
-        margin = costs.hardware.cpu.safety_margin
-        margin = CPU_SAFETY_MARGIN if margin is None else margin
-        found.append(f"add {gb(math.ceil(sum(ram) / (1 - margin)))} of RAM")
+        found.append(f"add {_as_bought(sum(ram), [costs.hardware.cpu], costs)} of RAM")
     cards = least_shortage(problem, limits, is_gpu, even=True) if any(is_gpu) else None
     if cards is not None:
-        found.append(f"add {gb(math.ceil(max(cards) / (1 - costs.safety_margin)))} to each GPU")
+        found.append(f"add {_as_bought(max(cards), costs.hardware.gpus, costs)} to each GPU")
     return found
+
+
+def _as_bought(n_bytes: int, parts: Sequence[Device], costs: CostModel) -> str:
+    """So much memory on each of `parts` that, after the largest of their margins, `n_bytes` more are usable; rounded
+    up to what is printed, so that it is enough."""
+    defaults = {"gpu": costs.safety_margin, "cpu": CPU_SAFETY_MARGIN}
+    margin = max(defaults[part.kind] if part.safety_margin is None else part.safety_margin for part in parts)
+    return gb(math.ceil(n_bytes / (1 - margin) / _PRINTED) * _PRINTED)

