@@ -134,16 +134,25 @@ class Placement(Document):
         return frozenset(inner | {self.embedding, self.head})
 
     def _repr_html_(self) -> str:
-        """A notebook shows the plan as a table: one row a device, with its layers, bytes and free memory."""
+        """A notebook shows the plan as a table: one row a device, with what it holds and how full it is."""
         rows = "".join(
-            f"<tr><td>{escape(device)}</td><td>{escape(held)}</td><td>{escape(used)}</td><td>{escape(free)}</td></tr>"
+            f"<tr><td>{escape(device)}</td><td style='text-align:left'>{escape(held)}</td>"
+            f"<td>{self._meter(device)}</td><td>{escape(used)}</td><td>{escape(free)}</td></tr>"
             for device, held, used, free in self.device_rows()
         )
         title = f"{self.model or 'model'} on {self.hardware or 'machine'}"
         if self.status is not None and self.objective_s is not None:
             title += f": {self.status}, {self.objective} {self.objective_s:.3f} s, gap {self.gap or 0:.2%}"
-        head = "<tr><th>device</th><th>holds</th><th>used</th><th>free</th></tr>"
-        return f"<table><caption>{escape(title)}</caption>{head}{rows}</table>"
+        columns = ("device", "holds", "memory", "used", "free")
+        head = "".join(f"<th>{column}</th>" for column in columns)
+        return f"<table><caption>{escape(title)}</caption><tr>{head}</tr>{rows}</table>"
+
+    def _meter(self, device: str) -> str:
+        held = (self.memory or {}).get(device)
+        if held is None:
+            return ""
+        share = held.used_bytes / max(1, held.usable_bytes)
+        return f"<progress max='1' value='{min(1.0, share):.3f}'>{share:.0%}</progress>"
 
     def device_rows(self) -> list[tuple[str, str, str, str]]:
         """(device, what it holds, used, free) for every device, as text for tables."""

@@ -142,7 +142,9 @@ class _Search:
             if patterns.cards and not self.closed:
                 self._counts(solve_counts(self.problem, self._limits(0.3), floor=self.bound, cards=patterns.cards))
         if not self.closed:
-            counts = solve_counts(self.problem, self._limits(share=0.5), floor=self.bound)
+            # For the bottleneck the counts are the whole problem; otherwise the slices may need their time.
+            share = 1.0 if self.problem.bottleneck else 0.5
+            counts = solve_counts(self.problem, self._limits(share), floor=self.bound)
             self._raise_bound(counts.status, counts.bound)
             self._counts(counts)
         if not self.closed and not self.problem.bottleneck:

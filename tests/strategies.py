@@ -40,7 +40,7 @@ class Instance:
 def random_instance(
     rng: random.Random, *, layers: tuple[int, int] = (2, 6), gpus: tuple[int, int] = (1, 3), loose: bool = False
 ) -> Instance:
-    """A model of `layers` (from, to) layers and a machine of `gpus` GPUs; memory is often tight, now and then too small.
+    """A model of `layers` (from, to) layers and one of `gpus` GPUs; memory is often tight or too small.
 
     `loose` gives every device room for everything.
     """
@@ -136,7 +136,7 @@ def _block(rng: random.Random, hidden: int, least_mb: int, most_mb: int) -> dict
         second = rng.uniform(1e-5, 5e-3)
         points = rng.choice(({1: second}, {1: second, 512: second * 20}, {16: second, 64: second * 2}))
         where = rng.choice((["gpu"], ["cpu"], ["gpu", "cpu"], ["cuda:0"], ["Card"]))
-        block["measured_seconds"] = {name: points for name in where}
+        block["measured_seconds"] = dict.fromkeys(where, points)
     return block
 
 
@@ -182,7 +182,9 @@ def random_hardware(rng: random.Random, n_gpus: int, gpu_bytes: int, cpu_bytes: 
     )
     devices = [*(Device(**c) for c in cards), cpu]
     return Hardware(
-        name=f"random-{n_gpus}", devices=devices if rng.random() < 0.8 else devices[::-1], links=[Link(**k) for k in links]
+        name=f"random-{n_gpus}",
+        devices=devices if rng.random() < 0.8 else devices[::-1],
+        links=[Link(**k) for k in links],
     )
 
 

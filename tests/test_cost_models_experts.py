@@ -5,16 +5,16 @@ from __future__ import annotations
 import math
 import random
 from collections import Counter
-from itertools import combinations, product
+from itertools import combinations, pairwise, product
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from oracle import Oracle
 
 from cost_models import CostModel, Step
 from cost_models.experts import MEANS_FROM_TOKENS, distinct_experts, split_hits
-from oracle import Oracle
 from profiles import Device, Experts, Hardware, Link, ModelProfile, Workload
 
 
@@ -90,11 +90,12 @@ def counted(count: int, active: int, parts: list[list[int]]) -> dict[tuple[float
 
 
 @pytest.mark.parametrize(
-    ("count", "active", "cuts"), [(8, 2, (3,)), (8, 3, (1, 4)), (10, 4, (5,)), (6, 6, (2,)), (9, 1, (4,)), (7, 5, (1, 2))]
+    ("count", "active", "cuts"),
+    [(8, 2, (3,)), (8, 3, (1, 4)), (10, 4, (5,)), (6, 6, (2,)), (9, 1, (4,)), (7, 5, (1, 2))],
 )
 def test_one_token_is_hypergeometric(count: int, active: int, cuts: tuple[int, ...]) -> None:
     edges = [0, *cuts, count]
-    parts = [list(range(a, b)) for a, b in zip(edges, edges[1:], strict=False)]
+    parts = [list(range(a, b)) for a, b in pairwise(edges)]
     for some in (parts, parts[:1], parts[1:]):  # parts need not hold all experts
         found = {hits: p for p, hits in split_hits(experts(count, active), some, 1) if p > 0}
         expected = counted(count, active, some)
@@ -128,7 +129,9 @@ def test_known_frequencies_are_poisson_binomial() -> None:
 
 @settings(max_examples=100, deadline=None, derandomize=True)
 @given(st.integers(1, 20), st.integers(1, 50), st.booleans(), st.data())
-def test_hits_are_a_distribution_with_the_right_means(count: int, tokens: int, known: bool, data: st.DataObject) -> None:
+def test_hits_are_a_distribution_with_the_right_means(
+    count: int, tokens: int, known: bool, data: st.DataObject
+) -> None:
     active = data.draw(st.integers(1, count))
     f = data.draw(st.lists(st.floats(0.01, 1.0), min_size=count, max_size=count)) if known else None
     some = experts(count, active, frequencies=f)
@@ -225,7 +228,9 @@ def test_a_measured_time_scales_a_part_as_it_does_the_whole(name: str, tokens: i
     """Measured three times as slow as the formula at 100 tokens: a part is three times as slow too, at any count."""
     some = Experts(weight_bytes=16 * 10**8, count=16, active=2)
     plain, _ = costs_of(some)
-    at_100 = {kind: {100: 3 * plain.block_s("experts", 0, d, Step(100, 0))} for kind, d in (("gpu", "cuda:0"), ("cpu", "cpu"))}
+    at_100 = {
+        kind: {100: 3 * plain.block_s("experts", 0, d, Step(100, 0))} for kind, d in (("gpu", "cuda:0"), ("cpu", "cpu"))
+    }
     slow, _ = costs_of(some.replace(measured_seconds=at_100))
     parts = {name: tuple(range(5))}
     assert slow.block_s("experts", 0, name, Step(tokens, 0)) == pytest.approx(

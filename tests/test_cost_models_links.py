@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from oracle import hop_seconds
+from strategies import hardwares
 
 from cost_models.links import Links
-from oracle import hop_seconds
 from profiles import Device, Hardware, Link
-from strategies import hardwares
 
 N_BYTES = st.integers(0, 10**11)
 

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from oracle import OBJECTIVES, BruteForce, Oracle
+from strategies import Instance, instances, random_instance, random_placement
 
 from cost_models import CostModel
-from oracle import OBJECTIVES, BruteForce, Oracle
 from profiles import LayerPlacement, MoeplanError, Placement
 from solver import evaluate
 from solver.evaluate import judge
-from strategies import Instance, instances, random_instance, random_placement
 
 
 def costs_of(instance: Instance, margin: float = 0.10) -> CostModel:
@@ -204,7 +204,13 @@ def test_a_plan_says_what_evaluate_needs() -> None:
 
 def test_a_named_plan_is_evaluated_alone() -> None:
     layers = [{"attention": "cuda:0", "experts": {}}, *[{"attention": "cuda:0", "experts": {"cpu": "all"}}] * 26]
-    plan = {"model": "deepseek-v2-lite", "hardware": "1xRTX4090", "embedding": "cpu", "head": "cuda:0", "layers": layers}
+    plan = {
+        "model": "deepseek-v2-lite",
+        "hardware": "1xRTX4090",
+        "embedding": "cpu",
+        "head": "cuda:0",
+        "layers": layers,
+    }
     assert evaluate(Placement.from_dict({"schema": 1, **plan})).feasible
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import importlib
 import random
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import pytest
+from oracle import OBJECTIVES, BruteForce, Oracle
+from strategies import Instance, random_instance
 
 from cost_models import CostModel
-from oracle import OBJECTIVES, BruteForce, Oracle
 from profiles import Hardware, InfeasiblePlacement, MoeplanError, Placement, TargetError, Workload, load_hardware
 from solver import solve
 from solver.assignment import Assignment, arrange
@@ -19,7 +21,6 @@ from solver.cp_sat import Counts, Limits, Outcome, solve_counts
 from solver.evaluate import judge
 from solver.problem import Problem, build_problem
 from solver.rules import Allowed
-from strategies import Instance, random_instance
 
 SOLVE = importlib.import_module("solver.solve")  # `solver.solve` itself is the function
 TIME_LIMIT = 60.0
@@ -57,7 +58,8 @@ def plan_or_none(instance: Instance, **options: Any) -> Placement | None:
     try:
         return plan_of(instance, **options)
     except InfeasiblePlacement as problem:
-        assert problem.proven
+        if not problem.proven:
+            raise
         return None
 
 
@@ -187,9 +189,7 @@ def test_equal_cards_do_not_mislead(seed: int) -> None:
     cards = {gpu.name: first.replace(name=gpu.name) for gpu in instance.hardware.gpus}
     devices = tuple(cards.get(device.name, device) for device in instance.hardware.devices)
     host = next(k for k in instance.hardware.links if "cpu" in k.between)
-    links = tuple(
-        host.replace(between=k.between) if "cpu" in k.between else k for k in instance.hardware.links
-    )
+    links = tuple(host.replace(between=k.between) if "cpu" in k.between else k for k in instance.hardware.links)
     instance = replace(instance, hardware=instance.hardware.replace(devices=devices, links=links))
     plan, best = plan_or_none(instance, **options), brute_force(instance, options).best()
     assert (plan is None) == (best is None)
@@ -355,7 +355,10 @@ MODEL, CARD = "deepseek-v2-lite", "2xRTX4090,ram=256GB"
         ({"layers.2-5.experts": "cuda:1"}, lambda p: {x.experts_device for x in p.layers[2:6]} == {"cuda:1"}),
         ({"layers.2-5.attention": "cuda:1"}, lambda p: {x.attention for x in p.layers[2:6]} == {"cuda:1"}),
         ({"embedding": ["cuda:0", "cuda:1"]}, lambda p: p.embedding != "cpu"),
-        ({"experts": ["cpu", "cuda:1"], "layers.1.experts": ["cpu", "cuda:0"]}, lambda p: p.layers[1].experts_device == "cpu"),
+        (
+            {"experts": ["cpu", "cuda:1"], "layers.1.experts": ["cpu", "cuda:0"]},
+            lambda p: p.layers[1].experts_device == "cpu",
+        ),
     ],
     ids=lambda value: str(value) if isinstance(value, dict) else "",
 )
@@ -411,14 +414,16 @@ def test_bad_options_are_refused_in_one_line(options: dict[str, Any], said: str)
 
 @pytest.mark.parametrize("target", ["vllm", "", None, ["torch"]])
 def test_an_unknown_target_is_refused(target: Any) -> None:
-    with pytest.raises(TargetError, match="target: .* is not known"):
+    with pytest.raises(TargetError, match=r"target: .* is not known"):
         solve(MODEL, CARD, target=target)
 
 
 @pytest.mark.parametrize("granularity", ["layer", "module"])
 @pytest.mark.parametrize(("model", "homes"), [(MODEL, {"cuda:0", "cuda:1"}), ("mixtral-8x7b", {"cuda:0"})])
 def test_what_ktransformers_cannot_do_is_not_planned(model: str, homes: set[str], granularity: Any) -> None:
-    plan = solve(model, "2xH200,ram=256GB", target="ktransformers", granularity=granularity, pins={"layers.2": ["cuda:0"]})
+    plan = solve(
+        model, "2xH200,ram=256GB", target="ktransformers", granularity=granularity, pins={"layers.2": ["cuda:0"]}
+    )
     assert plan.embedding == "cpu"
     assert {layer.attention for layer in plan.layers} <= homes
     assert all(layer.experts_device is not None for layer in plan.layers[1:])
@@ -515,7 +520,7 @@ def test_eight_cards_hold_deepseek_v2_and_no_card_overflows() -> None:
     experts = [layer.experts_device for layer in plan.layers]
     assert max(experts.count(f"cuda:{i}") for i in range(8)) == 8  # 8 x 4.94 GB fit where 8 x 5.2 GB do not
     cards = [layer.attention for layer in plan.layers]
-    assert sum(card != after for card, after in zip(cards, cards[1:], strict=False)) == len(set(cards)) - 1
+    assert sum(card != after for card, after in pairwise(cards)) == len(set(cards)) - 1
 
 
 def test_seven_cards_need_the_cpu_for_some_experts() -> None:
