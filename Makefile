@@ -29,9 +29,9 @@ help:
 demo: $(VENV)/core
 	@$(BIN)/moeplan demo
 
-# One process a core; tests that share something costly stay in one process.
+# One process a core, each with a run of neighbouring tests (they share what is costly to set up) until one is idle.
 test: $(VENV)/dev
-	@$(BIN)/pytest -n logical --maxprocesses 8 --dist loadgroup $(ARGS)
+	@$(BIN)/pytest -n logical --maxprocesses 8 --dist worksteal $(ARGS)
 
 check: lint types docs
 

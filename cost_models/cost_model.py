@@ -156,7 +156,8 @@ class CostModel:
         def whole(all_tokens: int) -> float:
             return roofline_s(place, *self._bytes_and_flops(experts, "experts", place, all_tokens, 0.0))
 
-        return measured_or(experts, place, batch, whole) * part / whole(batch)
+        known = whole(batch)
+        return measured_or(experts, place, batch, whole) * (part / known if known else share)
 
     def _all_tokens(self, tokens: int) -> int:
         return tokens * self.workload.batch_size

@@ -53,4 +53,5 @@ def measured_or(block: Block, device: Device, tokens: int, formula: Callable[[in
         share = (tokens - low) / (high - low)
         return points[low] + share * (points[high] - points[low])
     nearest = known[0] if right == 0 else known[-1]
-    return points[nearest] * formula(tokens) / formula(nearest)
+    there = formula(nearest)
+    return points[nearest] * (formula(tokens) / there if there else 1.0)

@@ -15,6 +15,8 @@ from solver.rules import Allowed
 
 TICKS = 10**9
 """Resolution: one tick is about 1e-9 of a plan's objective, so that rounding stays near 1e-7 of it."""
+MOST_TICKS = 2**60
+"""What the terms of an objective may add up to, one for each pair of devices, with room to spare in 64 bits."""
 
 
 @dataclass(frozen=True)
@@ -177,10 +179,17 @@ class _Seconds:
 
 
 def _tick_s(seconds: _Seconds, costs: CostModel) -> float:
-    """A tick such that the cheapest conceivable plan, every block on its best device, takes about TICKS of them."""
-    cheapest = min(seconds.block("embedding", 0)) + min(seconds.block("head", 0))
+    """A tick such that the cheapest conceivable plan, every block on its best device, takes about TICKS of them.
+
+    Coarser where the dearest plan would otherwise not fit CP-SAT's 64 bits, such as with a CPU of a few bytes/s.
+    """
+    blocks = [seconds.block("embedding", 0), seconds.block("head", 0)]
+    handovers = 0.0
     for layer in range(len(costs.profile.layers)):
-        cheapest += min(seconds.block("attention", layer))
+        blocks.append(seconds.block("attention", layer))
         if costs.layer(layer).experts is not None:
-            cheapest += min(seconds.block("experts", layer))
-    return max(cheapest, 1e-12) / TICKS
+            blocks.append(seconds.block("experts", layer))
+            handovers += max(map(max, seconds.experts(layer)))
+    cheapest = sum(map(min, blocks))
+    dearest = sum(map(max, blocks)) + handovers + len(blocks) * max(map(max, seconds.hops()))
+    return max(cheapest / TICKS, dearest * len(costs.device) ** 2 / MOST_TICKS, 1e-21)

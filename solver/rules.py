@@ -15,7 +15,7 @@ TARGETS = {
     "torch": "any block anywhere",
     "ktransformers": "embedding on the CPU, attention on GPUs, experts of a layer whole",
 }
-_PIN = re.compile(r"(embedding|head|attention|experts|layers\.(\d+)(?:-(\d+))?(?:\.(attention|experts))?)")
+_PIN = re.compile(r"(embedding|head|attention|experts|layers\.(\d{1,6})(?:-(\d{1,6}))?(?:\.(attention|experts))?)")
 
 
 class Allowed:

@@ -95,7 +95,9 @@ def failed_notebook(path: Path) -> list[str]:
         resources: dict[str, Any] = {"metadata": {"path": folder}}
         notebook = nbformat.read(path, as_version=4)
         try:
-            NotebookClient(notebook, timeout=CELL_SECONDS, kernel_name="python3", resources=resources).execute()
+            client = NotebookClient(notebook, timeout=CELL_SECONDS, kernel_name="python3", resources=resources)
+            client.create_kernel_manager().transport = "ipc"  # no open port on this machine
+            client.execute()
         except (CellExecutionError, CellTimeoutError) as problem:
             return [f"{_name(path)}: {problem}"]
     return []

@@ -89,6 +89,12 @@ def test_beyond_measured_counts_it_grows_as_the_formula_does() -> None:
     assert measured(points, 500) == pytest.approx(2.0 * linear(500) / linear(20), rel=1e-12)
 
 
+def test_a_formula_of_nothing_does_not_scale() -> None:
+    """Weights of no bytes on a device without launch cost: 0 / 0 is no factor."""
+    block = Block(weight_bytes=0, measured_seconds={"gpu": {4: 0.5}})
+    assert measured_or(block, device(launch_s=0.0), 1, lambda _: 0.0) == 0.5
+
+
 @settings(max_examples=100, deadline=None, derandomize=True)
 @given(st.dictionaries(st.integers(1, 1000), st.floats(1e-6, 1.0), min_size=1, max_size=4), st.integers(1, 2000))
 def test_measured_times_stay_between_their_neighbours(points: dict[int, float], tokens: int) -> None:

@@ -22,8 +22,6 @@ ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 ROOMS = sorted({package.partition(".")[0] for package in PROJECT["tool"]["setuptools"]["packages"]})
 
-pytestmark = pytest.mark.xdist_group("wheel")  # built once, not once a worker
-
 
 def run(command: list[str | Path], folder: Path) -> subprocess.CompletedProcess[str]:
     """Run outside the checkout, without variables that would lead Python back into it."""

@@ -412,6 +412,11 @@ def test_bad_options_are_refused_in_one_line(options: dict[str, Any], said: str)
     assert "\n" not in str(refused.value)
 
 
+def test_a_layer_number_of_any_length_is_refused() -> None:
+    with pytest.raises(MoeplanError, match="is no block"):
+        solve(MODEL, CARD, pins={"layers." + "9" * 5000: "cpu"})
+
+
 @pytest.mark.parametrize("target", ["vllm", "", None, ["torch"]])
 def test_an_unknown_target_is_refused(target: Any) -> None:
     with pytest.raises(TargetError, match=r"target: .* is not known"):
@@ -447,6 +452,21 @@ def test_pins_that_contradict_the_granularity_are_infeasible() -> None:
         solve(MODEL, CARD, granularity="layer", pins={"attention": "cuda:0", "experts": "cpu"})
     assert problem.value.proven
     assert problem.value.short_bytes == {}
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("what", ["cpu", "link"])
+def test_a_rate_without_its_giga_is_slow_but_solved(what: str, objective: Any) -> None:
+    """`bandwidth_bytes_per_s: 25` for 25 GB/s: seconds that do not fit 64 bits of the finest tick."""
+    hardware = load_hardware(CARD)
+    if what == "cpu":
+        devices = tuple(d.replace(bandwidth_bytes_per_s=25.0) if d.kind == "cpu" else d for d in hardware.devices)
+        hardware = hardware.replace(devices=devices)
+    else:
+        hardware = hardware.replace(links=tuple(k.replace(bandwidth_bytes_per_s=25.0) for k in hardware.links))
+    plan = solve(MODEL, hardware, objective=objective, time_limit=TIME_LIMIT, relative_gap=0.1)
+    assert plan.bound_s is not None
+    assert plan.bound_s <= seconds(plan)
 
 
 # ---- a search that is cut short tells the truth ----
