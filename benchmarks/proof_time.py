@@ -13,10 +13,11 @@ import time
 from cost_models import CostModel
 from profiles import load_hardware, load_profile
 from solver import solve
-from solver.cp_sat import Limits, solve_counts
+from solver.counts import solve_counts
 from solver.patterns import solve_patterns
 from solver.problem import build_problem
 from solver.rules import Allowed
+from solver.search import Limits
 
 INSTANCES = [
     ("deepseek-v2-measured", None, "8xL40-46GB"),

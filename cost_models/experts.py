@@ -9,8 +9,9 @@ from itertools import product
 from profiles.model import Experts
 
 MEANS_FROM_TOKENS = 32
-"""From this many tokens in a step on, a split layer's hits are taken at their means: with 32 tokens every part of any
-size that matters is hit all but surely, so the mean of the maximum and the maximum of the means agree."""
+"""From this many tokens in a step on, a split layer's hits are taken at their means: a part of any size that matters is
+then hit almost surely, so the mean of the maximum and the maximum of the means nearly agree. Where this is still off:
+two of 256 experts with 8 active are missed by 13 % of steps of 32 tokens."""
 
 Hits = tuple[float, ...]
 

@@ -29,14 +29,13 @@ def kv_bytes(attention: Attention, workload: Workload) -> int:
 
 
 def workspace_bytes(block: Block, profile: ModelProfile, workload: Workload) -> int:
-    """Transient bytes of one block for a prefill chunk of B * min(chunk, P) tokens; a device needs its largest, once.
+    """Transient bytes of one block for a prefill chunk of B * `prefill_chunk` tokens; a device needs its largest, once.
 
     A profile without `workspace_bytes` gets `default_workspace`.
     """
     need = block.workspace_bytes or default_workspace(block, profile)
-    tokens = min(workload.prefill_chunk, workload.prompt_tokens)
-    per_sequence = need.per_token * tokens + need.per_context_token * workload.context_tokens + need.per_sequence
-    return workload.batch_size * per_sequence
+    growing = need.per_token * workload.prefill_chunk + need.per_context_token * workload.context_tokens
+    return workload.batch_size * (growing + need.per_sequence)
 
 
 def default_workspace(block: Block, profile: ModelProfile) -> Workspace:

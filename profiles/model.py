@@ -11,7 +11,7 @@ from profiles.document import Document, Noun, SchemaOne
 from profiles.units import ByteCount, Seconds, Share
 
 Kind = Literal["gpu", "cpu"]
-TimePoints = dict[str, dict[Annotated[int, Field(ge=1, le=10**9)], Seconds]]
+TimePoints = dict[str, dict[Annotated[int, Field(ge=1, le=10**9)], Annotated[Seconds, Field(gt=0)]]]
 
 
 class KindBytes(Noun):

@@ -8,6 +8,9 @@ from pydantic import Field, model_validator
 
 from profiles.document import Document
 
+MOST_CHUNKS = 10_000
+"""Steps of a prefill that are walked one by one; more say nothing new and take minutes."""
+
 Tokens = Annotated[int, Field(ge=1, le=10**9, strict=True)]
 
 
@@ -40,6 +43,13 @@ class Workload(Document):
         prompt, generated = data.get("prompt_tokens", 512), data.get("generated_tokens", 128)
         whole = isinstance(prompt, int) and isinstance(generated, int)
         return {**data, "context_tokens": prompt + generated if whole else 1}
+
+    @model_validator(mode="after")
+    def _chunks_can_be_walked(self) -> Self:
+        least = -(-self.prompt_tokens // MOST_CHUNKS)
+        if self.prefill_chunk < least:
+            raise ValueError(f"prefill_chunk: {self.prefill_chunk} cuts the prompt into too many steps; use >= {least}")
+        return self
 
     @model_validator(mode="after")
     def _context_holds_the_request(self) -> Self:

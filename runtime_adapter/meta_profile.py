@@ -18,6 +18,7 @@ from profiles.errors import MoeplanError, ProfileError
 from profiles.model import ModelProfile
 from profiles.quant import check_quant, quant_of_config
 from profiles.read_hf_config import not_built_in, source_of, with_inner_dtype
+from runtime_adapter.meta_model import BY_HAND, one_line
 
 if TYPE_CHECKING:
     from torch import nn
@@ -28,7 +29,6 @@ PATTERN_KEYS = {"num_layers", "layers_block_type", "layer_types", "hybrid_overri
 SIZE_ENDINGS = ("_size", "_dim", "_rank")
 LAYER_COUNT_KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 DROPPED_KEYS = ("auto_map", "quantization_config", "attn_implementation", "_attn_implementation", "per_layer_quant")
-BY_HAND = "write a profile YAML by hand"
 
 
 def read_config(config: dict[str, Any], name: str, quant: str | None = None) -> ModelProfile:
@@ -181,13 +181,6 @@ def number(settings: Any, key: str) -> int | None:
     except Exception:  # a config that differs by layer raises an error of its own
         return None
     return value if type(value) is int else None
-
-
-def one_line(problem: BaseException) -> str:
-    """The first and, where different, the last line of an exception's text."""
-    lines = [line.strip() for line in str(problem).splitlines() if line.strip()] or [type(problem).__name__]
-    text = lines[0] if len(lines) == 1 else f"{lines[0]} {lines[-1]}"
-    return text if len(text) <= 200 else text[:199] + "…"
 
 
 @contextmanager

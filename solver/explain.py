@@ -10,8 +10,9 @@ from cost_models.constants import CPU_SAFETY_MARGIN
 from profiles.errors import InfeasiblePlacement
 from profiles.hardware import Device
 from profiles.units import gb
-from solver.cp_sat import Limits, least_shortage
+from solver.counts import least_shortage
 from solver.problem import Problem
+from solver.search import Limits
 
 _SECONDS = 2.0
 _PRINTED = 10**7

@@ -12,8 +12,8 @@ from itertools import pairwise
 from ortools.sat.python import cp_model
 
 from solver.assignment import Assignment
-from solver.cp_sat import Limits, Outcome, search, total
 from solver.problem import BlockCosts, Problem
+from solver.search import Limits, Outcome, search, total
 
 MAX_PAIRS = 1500
 """Layers x devices^2 up to which this model is worth trying."""

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 
 from ortools.sat.python import cp_model
 
-from solver.cp_sat import Limits, Status, search, total
 from solver.problem import Problem
+from solver.search import Limits, Status, search, total
 
 MAX_PATTERNS = 1500
 """Patterns of all groups together beyond which this bound is not worth its model."""

@@ -32,6 +32,7 @@ class Allowed:
             raise TargetError(f"target: {target!r} is not known to this version; use {' or '.join(TARGETS)}")
         self._names = tuple(costs.device)
         self._layers = len(costs.profile.layers)
+        self._dense = [layer.experts is None for layer in costs.profile.layers]
         self._where: dict[tuple[str, int], frozenset[str]] = {}
         if target == "ktransformers":
             self._ktransformers(costs)
@@ -66,6 +67,8 @@ class Allowed:
         first, last = int(match[2] or 0), int(match[3] or match[2] or self._layers - 1)
         if not first <= last < self._layers:
             raise MoeplanError(f"pins: {key!r}: the model has layers 0 to {self._layers - 1}; name one of them")
+        if match[4] == "experts" and match[3] is None and self._dense[first]:
+            raise MoeplanError(f"pins: {key!r}: layer {first} is dense and has no experts; pin its attention")
         layers = range(1) if key in ("embedding", "head") else range(first, last + 1)
         whole_layer = key.startswith("layers") and match[4] is None
         for kind in ("attention", "experts") if whole_layer else (match[4] or key,):

@@ -14,13 +14,15 @@ from profiles.placement import Granularity, Objective, Placement
 from profiles.presets import model_config_preset
 from solver.assignment import Assignment, arrange
 from solver.baselines import hand_plans
-from solver.cp_sat import Limits, Outcome, solve_counts, solve_slices
+from solver.counts import solve_counts
 from solver.evaluate import Evaluation, judge
 from solver.explain import infeasible
 from solver.free_order import is_small, solve_free_order
 from solver.patterns import solve_patterns
 from solver.problem import Problem, build_problem
 from solver.rules import Allowed, Pins, breaks
+from solver.search import Limits, Outcome
+from solver.slices import solve_slices
 
 
 def solve(

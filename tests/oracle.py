@@ -107,7 +107,7 @@ class Oracle:
             else:
                 vocabulary = max(1, block.weight_bytes.gpu // vector)
                 need = Workspace(per_token=2 * vector, per_sequence=6 * vocabulary)
-        chunk = min(work.prefill_chunk, work.prompt_tokens)
+        chunk = work.prefill_chunk
         each = chunk * need.per_token + work.context_tokens * need.per_context_token + need.per_sequence
         return each * work.batch_size
 

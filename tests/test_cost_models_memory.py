@@ -103,7 +103,7 @@ def test_workspace_is_per_sequence_of_the_batch() -> None:
     workload = Workload(prompt_tokens=1000, generated_tokens=24, prefill_chunk=100, batch_size=2)
     assert workspace_bytes(block, profile, workload) == 2 * (300 + 5 * 1024 + 7)
     short = Workload(prompt_tokens=10, generated_tokens=1, prefill_chunk=100)
-    assert workspace_bytes(block, profile, short) == 30 + 55 + 7  # no chunk is longer than the prompt
+    assert workspace_bytes(block, profile, short) == 300 + 55 + 7  # what a chunk may be, not what it is
 
 
 def test_workspace_where_the_profile_gives_none() -> None:
@@ -113,7 +113,7 @@ def test_workspace_where_the_profile_gives_none() -> None:
         embedding={"weight_bytes": 128_000},
         head={"weight_bytes": 128_000},
     )
-    one = Workload(prompt_tokens=1, generated_tokens=0)
+    one = Workload(prompt_tokens=1, generated_tokens=0, prefill_chunk=1)
     layer, vector = profile.layers[0], 128
     assert layer.experts is not None
     assert workspace_bytes(profile.embedding, profile, one) == vector
@@ -125,7 +125,7 @@ def test_workspace_where_the_profile_gives_none() -> None:
 def test_a_device_needs_its_largest_workspace_once() -> None:
     blocks = [{"weight_bytes": 100, "workspace_bytes": n} for n in (5, 9, 2)]
     profile = model([{"attention": block} for block in blocks])
-    costs = CostModel(profile, one_card(), Workload(prompt_tokens=1, generated_tokens=0))
+    costs = CostModel(profile, one_card(), Workload(prompt_tokens=1, generated_tokens=0, prefill_chunk=1))
     layers = [{"attention": "cuda:0"}, {"attention": "cuda:0"}, {"attention": "cpu"}]
     held = judge(Placement(embedding="cpu", head="cpu", layers=layers), costs).memory
     assert (held["cuda:0"].weights_bytes, held["cuda:0"].workspace_bytes) == (200, 9)

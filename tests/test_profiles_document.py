@@ -64,7 +64,7 @@ def test_whole_bytes_survive_any_unit(count: int, unit: str) -> None:
 
 
 def blocks() -> st.SearchStrategy[dict[str, Any]]:
-    times = st.dictionaries(st.integers(1, 10**6), seconds, min_size=1, max_size=3)
+    times = st.dictionaries(st.integers(1, 10**6), st.floats(1e-9, 1e6, allow_nan=False), min_size=1, max_size=3)
     return st.fixed_dictionaries(
         {"weight_bytes": sizes | st.fixed_dictionaries({"gpu": sizes, "cpu": sizes})},
         optional={

@@ -12,10 +12,11 @@ from strategies import Instance, random_instance
 from cost_models import CostModel
 from profiles import load_hardware, load_profile
 from solver.assignment import Assignment
-from solver.cp_sat import Limits, solve_counts
+from solver.counts import solve_counts
 from solver.patterns import groups_of, patterns_on, solve_patterns
 from solver.problem import Problem, build_problem
 from solver.rules import Allowed
+from solver.search import Limits
 
 LIMITS = Limits(60.0)
 OBJECTIVES = ("request", "decode", "prefill")

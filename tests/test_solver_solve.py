@@ -15,12 +15,13 @@ from strategies import Instance, random_instance
 from cost_models import CostModel
 from profiles import Hardware, InfeasiblePlacement, MoeplanError, Placement, TargetError, Workload, load_hardware
 from solver import solve
-from solver.assignment import Assignment, arrange
+from solver.assignment import Assignment, Counts, arrange
 from solver.baselines import hand_plans
-from solver.cp_sat import Counts, Limits, Outcome, solve_counts
+from solver.counts import solve_counts
 from solver.evaluate import judge
 from solver.problem import Problem, build_problem
 from solver.rules import Allowed
+from solver.search import Limits, Outcome
 
 SOLVE = importlib.import_module("solver.solve")  # `solver.solve` itself is the function
 TIME_LIMIT = 60.0
@@ -544,13 +545,11 @@ def test_eight_cards_hold_deepseek_v2_and_no_card_overflows() -> None:
 
 
 def test_seven_cards_need_the_cpu_for_some_experts() -> None:
-    plan = solve("deepseek-v2-measured", "7xL40-46GB", time_limit=TIME_LIMIT, relative_gap=0.05)
-    assert plan.status in ("optimal", "feasible")
+    plan = solve("deepseek-v2-measured", "7xL40-46GB", time_limit=TIME_LIMIT)
+    assert plan.status == "optimal"
     assert any(layer.experts_device == "cpu" for layer in plan.layers)
     assert plan.memory is not None
     assert all(held.used_bytes <= held.usable_bytes for held in plan.memory.values())
-    assert plan.gap is not None
-    assert plan.gap < 0.06
 
 
 def test_one_card_and_little_ram_cannot_hold_it() -> None:

@@ -1,50 +1,26 @@
-"""The placement model: how many layers of each class go where, and, on request, in which slices.
+"""Counts: how many layers of each class go where, whatever their order.
 
-Two models share variables and constraints. *Counts* forgets the order of layers: integers say how many layers of class
-c have their attention on a and their experts on d. Memory, blocks and hand-overs depend on the counts alone, and a
-token that visits a set of devices pays at least the cheapest route through them once (hops obey the triangle
-inequality), so its optimum is a lower bound over all placements, and an infeasible answer is a proof.
-*Slices* adds positions: every device holds one contiguous run of attention. Its optimum is a plan. Where the two meet,
-the plan is optimal. docs/model.md has the argument in full.
+Integers say how many layers of class c have their attention on a and their experts on d. Memory, blocks and hand-overs
+depend on the counts alone, and a token that visits a set of devices pays at least the cheapest route through them once
+(hops obey the triangle inequality), so the optimum is a lower bound over all placements, and an infeasible answer is a
+proof. docs/model.md has the argument in full.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Literal
 
 from ortools.sat.python import cp_model
 
-from solver.assignment import Assignment, Counts, experts_for
+from solver.assignment import Counts
 from solver.problem import BlockCosts, Problem
-
-Status = Literal["optimal", "feasible", "infeasible", "unknown"]
-
-
-@dataclass(frozen=True)
-class Limits:
-    """When to stop: wall-clock seconds, relative gap, and how to search (workers and seed decide the plan found)."""
-
-    seconds: float
-    relative_gap: float = 0.0
-    workers: int = 1
-    seed: int = 0
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a search established. Without a solution `counts` and `assignment` are None; `bound` is in ticks."""
-
-    status: Status
-    bound: int
-    counts: Counts | None = None
-    assignment: Assignment | None = None
+from solver.search import Limits, Outcome, bound_of, search, total
 
 
 @dataclass
-class _Model:
+class CountsModel:
     """The variables; `arcs[a, b]`: the token's route goes from a to b; `first`, `last`: where it starts and ends."""
 
     problem: Problem
@@ -79,12 +55,6 @@ class _Model:
         return total((1, var) for var in (*pairs, self.sent[c, device]))
 
 
-def total(terms: Iterable[tuple[int, cp_model.IntVar]]) -> cp_model.LinearExpr:
-    """sum of coefficient * variable."""
-    pairs = list(terms)
-    return cp_model.LinearExpr.weighted_sum([var for _, var in pairs], [coefficient for coefficient, _ in pairs])
-
-
 Cards = Mapping[int, Mapping[tuple[int, ...], int]]
 """For the first device of a group of equals: experts of each class on a card -> number of such cards."""
 
@@ -95,19 +65,19 @@ def solve_counts(problem: Problem, limits: Limits, *, floor: int = 0, cards: Car
     `floor` is a known lower bound in ticks. With `cards` only counts that load equal devices so are searched: then
     neither the bound, which stays `floor`, nor `infeasible` says anything about other placements.
     """
-    model = _variables(problem)
-    _constraints(model)
+    model = counts_variables(problem)
+    counts_constraints(model)
     for first, patterns in (cards or {}).items():
         _load_cards(model, first, patterns)
-    _minimise(model, floor=floor)
+    minimise(model, floor=floor)
     solver, status = search(model.cp, limits)
-    bound = max(floor, _bound(solver, status)) if cards is None else floor
+    bound = max(floor, bound_of(solver, status)) if cards is None else floor
     if status in ("infeasible", "unknown"):
         return Outcome(status, bound)
-    return Outcome(status, bound, counts=_decode_counts(model, solver))
+    return Outcome(status, bound, counts=decode_counts(model, solver))
 
 
-def _load_cards(model: _Model, first: int, patterns: Mapping[tuple[int, ...], int]) -> None:
+def _load_cards(model: CountsModel, first: int, patterns: Mapping[tuple[int, ...], int]) -> None:
     """Deal the patterns out to the devices equal to `first`."""
     members = [d for d in model.devices if model.problem.twins[d] == first]
     has = {(d, p): model.cp.new_bool_var("") for d in members for p in patterns}
@@ -120,38 +90,15 @@ def _load_cards(model: _Model, first: int, patterns: Mapping[tuple[int, ...], in
         model.cp.add(sum(has[d, pattern] for d in members) == number)
 
 
-def solve_slices(problem: Problem, limits: Limits, *, floor: int, hint: Assignment | None) -> Outcome:
-    """The best plan whose devices hold contiguous runs of attention; `floor` is a known lower bound in ticks.
-
-    Its bound holds for contiguous plans only, so the caller keeps `floor`.
-    """
-    model = _variables(problem)
-    _constraints(model)
-    _slices(model)
-    _minimise(model, floor=floor)
-    if hint is not None:
-        _hint(model, hint)
-    solver, status = search(model.cp, limits)
-    if status in ("infeasible", "unknown"):
-        return Outcome(status, floor)
-    counts = _decode_counts(model, solver)
-    starts = {solver.value(model.start[a]): a for a in counts.route}
-    attention: list[int] = []
-    for i in range(len(problem.layer_class)):
-        attention.append(starts[i] if i in starts else attention[-1])
-    experts = experts_for(attention, counts, problem)
-    return Outcome(status, floor, counts, Assignment(counts.embedding, counts.head, tuple(attention), experts))
-
-
 def least_shortage(problem: Problem, limits: Limits, extra: Sequence[bool], *, even: bool = False) -> list[int] | None:
     """The fewest bytes to add, per device, so that some placement fits; only devices marked in `extra` may get any.
 
     With `even` all of them get the same. None when nothing helps or nothing was found in time.
     """
-    model = _variables(problem)
+    model = counts_variables(problem)
     most = sum(max(b.bytes) + b.workspace for b in _all_blocks(problem))
     added = [model.cp.new_int_var(0, most if extra[d] else 0, "") for d in model.devices]
-    _constraints(model, added)
+    counts_constraints(model, added)
     if even:
         marked = [added[d] for d in model.devices if extra[d]]
         for one, other in pairwise(marked):
@@ -171,7 +118,7 @@ def _all_blocks(problem: Problem) -> list[BlockCosts]:
     return [problem.embedding, problem.head, *inner]
 
 
-def _variables(problem: Problem) -> _Model:
+def counts_variables(problem: Problem) -> CountsModel:
     cp, devices = cp_model.CpModel(), range(len(problem.devices))
 
     def choice(block: BlockCosts, name: str) -> list[cp_model.IntVar]:
@@ -192,7 +139,7 @@ def _variables(problem: Problem) -> _Model:
                         kind.attention.allowed[a] and kind.experts.allowed[d] and (a == d or not problem.whole_layers)
                     )
                     experts[c, a, d] = cp.new_int_var(0, n * open_, f"experts[{c},{a},{d}]")
-    return _Model(
+    return CountsModel(
         problem=problem,
         cp=cp,
         attention=attention,
@@ -207,7 +154,7 @@ def _variables(problem: Problem) -> _Model:
     )
 
 
-def _constraints(model: _Model, added: Sequence[cp_model.IntVar] | None = None) -> None:
+def counts_constraints(model: CountsModel, added: Sequence[cp_model.IntVar] | None = None) -> None:
     """Every block somewhere, every device within its memory (plus `added` bytes), a route through the used devices."""
     problem, cp = model.problem, model.cp
     cp.add_exactly_one(model.embedding)
@@ -223,7 +170,7 @@ def _constraints(model: _Model, added: Sequence[cp_model.IntVar] | None = None) 
     _route(model)
 
 
-def _guests(model: _Model, c: int) -> None:
+def _guests(model: CountsModel, c: int) -> None:
     """Between interchangeable devices only the numbers of experts sent away and taken in matter, not the pairs: any
     numbers can be paired off as long as they agree in all and no device has to take what it sends itself."""
     twins = model.problem.twins
@@ -235,7 +182,7 @@ def _guests(model: _Model, c: int) -> None:
             model.cp.add(model.sent[c, a] + model.taken[c, a] <= taken)
 
 
-def _load(model: _Model, d: int) -> cp_model.LinearExpr:
+def _load(model: CountsModel, d: int) -> cp_model.LinearExpr:
     """Bytes on device d: weights, KV, and the largest workspace of the blocks that are there."""
     problem, cp = model.problem, model.cp
     workspace = cp.new_int_var(0, max(b.workspace for b in _all_blocks(problem)), f"workspace[{d}]")
@@ -265,7 +212,7 @@ def _load(model: _Model, d: int) -> cp_model.LinearExpr:
     return load
 
 
-def _route(model: _Model) -> None:
+def _route(model: CountsModel) -> None:
     """The token's route visits every device with attention once. Interchangeable devices are used and visited in
     order, so between two of them only the arc to the very next one can be needed."""
     problem, cp = model.problem, model.cp
@@ -286,31 +233,7 @@ def _route(model: _Model) -> None:
     cp.add_circuit(arcs)
 
 
-def _slices(model: _Model) -> None:
-    """Positions: device a holds the attention of layers start[a] .. start[a] + its count."""
-    problem, cp = model.problem, model.cp
-    n_layers = len(problem.layer_class)
-    model.start = [cp.new_int_var(0, n_layers, f"start[{a}]") for a in model.devices]
-    end = [cp.new_int_var(0, n_layers, f"end[{a}]") for a in model.devices]
-    for a in model.devices:
-        cp.add(end[a] == model.start[a] + model.attention_on(a))
-        cp.add(model.start[a] == 0).only_enforce_if(model.first[a])
-        cp.add(end[a] == n_layers).only_enforce_if(model.last[a])
-        cp.add(model.start[a] == 0).only_enforce_if(~model.used[a])
-    for (a, b), arc in model.arcs.items():
-        cp.add(model.start[b] == end[a]).only_enforce_if(arc)
-    if len(problem.classes) == 1:
-        return
-    for c, n in enumerate(problem.class_sizes):
-        before = [sum(k == c for k in problem.layer_class[:i]) for i in range(n_layers + 1)]
-        for a in model.devices:
-            low, high = cp.new_int_var(0, n, ""), cp.new_int_var(0, n, "")
-            cp.add_element(model.start[a], before, low)
-            cp.add_element(end[a], before, high)
-            cp.add(model.attention[c, a] == high - low)
-
-
-def _minimise(model: _Model, *, floor: int) -> None:
+def minimise(model: CountsModel, *, floor: int) -> None:
     problem = model.problem
     if problem.bottleneck:
         objective: cp_model.LinearExpr = model.cp.new_int_var(0, _most_ticks(problem), "busiest")
@@ -327,7 +250,7 @@ def _most_ticks(problem: Problem) -> int:
     return sum(max(block.ticks) for block in _all_blocks(problem))
 
 
-def _busy(model: _Model, d: int) -> cp_model.LinearExpr:
+def _busy(model: CountsModel, d: int) -> cp_model.LinearExpr:
     problem = model.problem
     busy = total([(problem.embedding.ticks[d], model.embedding[d]), (problem.head.ticks[d], model.head[d])])
     for c, kind in enumerate(problem.classes):
@@ -337,7 +260,7 @@ def _busy(model: _Model, d: int) -> cp_model.LinearExpr:
     return busy
 
 
-def _ticks(model: _Model) -> cp_model.LinearExpr:
+def _ticks(model: CountsModel) -> cp_model.LinearExpr:
     """Blocks and hand-overs by count, hops along the route and to its two ends."""
     problem, devices = model.problem, model.devices
     ticks = total((problem.hop[a][b], arc) for (a, b), arc in model.arcs.items())
@@ -358,7 +281,9 @@ def _ticks(model: _Model) -> cp_model.LinearExpr:
     return ticks
 
 
-def _end_hops(model: _Model, block: Sequence[cp_model.IntVar], end: Sequence[cp_model.IntVar]) -> cp_model.LinearExpr:
+def _end_hops(
+    model: CountsModel, block: Sequence[cp_model.IntVar], end: Sequence[cp_model.IntVar]
+) -> cp_model.LinearExpr:
     """The hop between a block at one end and the route's device there, as a flow from one choice to the other."""
     cp, devices = model.cp, model.devices
     flow = {(a, b): cp.new_bool_var("") for a in devices for b in devices}
@@ -368,53 +293,7 @@ def _end_hops(model: _Model, block: Sequence[cp_model.IntVar], end: Sequence[cp_
     return total((model.problem.hop[a][b], arc) for (a, b), arc in flow.items())
 
 
-def _hint(model: _Model, hint: Assignment) -> None:
-    """Start the search from a known plan; it need not be contiguous."""
-    hint = hint.canonical(model.problem)
-    twins = model.problem.twins
-    layers = list(zip(model.problem.layer_class, hint.attention, hint.experts, strict=True))
-    for (c, a), attention in model.attention.items():
-        model.cp.add_hint(attention, sum((k, b) == (c, a) for k, b, _ in layers))
-    for key, experts in model.experts.items():
-        model.cp.add_hint(experts, sum(layer == key for layer in layers))
-    away = [(c, a, d) for c, a, d in layers if d is not None and a != d and twins[a] == twins[d]]
-    for c, d in model.sent:
-        model.cp.add_hint(model.sent[c, d], sum((k, a) == (c, d) for k, a, _ in away))
-        model.cp.add_hint(model.taken[c, d], sum((k, e) == (c, d) for k, _, e in away))
-    for d in model.devices:
-        model.cp.add_hint(model.embedding[d], int(hint.embedding == d))
-        model.cp.add_hint(model.head[d], int(hint.head == d))
-
-
-def search(cp: cp_model.CpModel, limits: Limits) -> tuple[cp_model.CpSolver, Status]:
-    """Run CP-SAT reproducibly: a fixed seed, and with several workers the interleaved search that takes no heed of
-    which thread is faster. Within the time limit the plan found does not depend on the machine's load."""
-    solver = cp_model.CpSolver()
-    solver.parameters.max_time_in_seconds = max(limits.seconds, 0.01)
-    solver.parameters.relative_gap_limit = limits.relative_gap
-    solver.parameters.num_workers = limits.workers
-    solver.parameters.interleave_search = limits.workers > 1
-    solver.parameters.random_seed = limits.seed
-    # OR-Tools 9.15 cuts optima off in the presolve step that this switches off (google/or-tools issue 5293): it did so,
-    # and still said OPTIMAL or INFEASIBLE, to 13 of 1,600 random models of two to four layers.
-    solver.parameters.presolve_inclusion_work_limit = 0
-    found = solver.solve(cp)
-    if found == cp_model.MODEL_INVALID:
-        raise AssertionError(f"moeplan built an invalid model: {cp.validate()}")
-    names: dict[object, Status] = {
-        cp_model.OPTIMAL: "optimal",
-        cp_model.FEASIBLE: "feasible",
-        cp_model.INFEASIBLE: "infeasible",
-    }
-    return solver, names.get(found, "unknown")
-
-
-def _bound(solver: cp_model.CpSolver, status: str) -> int:
-    """CP-SAT shows a bound of 0 where it has none; ours is never negative, so 0 says the same."""
-    return 0 if status == "infeasible" else max(0, round(solver.best_objective_bound))
-
-
-def _decode_counts(model: _Model, solver: cp_model.CpSolver) -> Counts:
+def decode_counts(model: CountsModel, solver: cp_model.CpSolver) -> Counts:
     onward = {a: b for (a, b), arc in model.arcs.items() if solver.value(arc)}
     route = [next(a for a in model.devices if solver.value(model.first[a]))]
     while route[-1] in onward:
@@ -428,7 +307,7 @@ def _decode_counts(model: _Model, solver: cp_model.CpSolver) -> Counts:
     )
 
 
-def _pair_off(model: _Model, solver: cp_model.CpSolver) -> dict[tuple[int, int, int], int]:
+def _pair_off(model: CountsModel, solver: cp_model.CpSolver) -> dict[tuple[int, int, int], int]:
     """Name a taker for every layer's experts sent away between interchangeable devices.
 
     Each goes to the other device with most left to take from or send to, which never strands a device with itself.

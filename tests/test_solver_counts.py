@@ -16,12 +16,14 @@ from strategies import Instance, instances, random_instance
 
 from cost_models import CostModel
 from profiles import Device, Hardware, Link
-from solver.assignment import Assignment, arrange
-from solver.cp_sat import Counts, Limits, _pair_off, solve_counts, solve_slices
+from solver.assignment import Assignment, Counts, arrange
+from solver.counts import _pair_off, solve_counts
 from solver.evaluate import judge
 from solver.free_order import solve_free_order
 from solver.problem import Problem, build_problem
 from solver.rules import Allowed
+from solver.search import Limits
+from solver.slices import solve_slices
 
 LIMITS = Limits(60.0)
 
