@@ -10,6 +10,7 @@ from torch import nn
 from profiles.errors import ProfileError
 from profiles.tensors import LayerTensors, ModelTensors, RoutedExperts, Tensor, Tensors, params
 from runtime_adapter.meta_cache import layer_caches
+from runtime_adapter.meta_errors import BY_HAND, one_line
 from runtime_adapter.meta_run import Run, forward, outer_lists
 
 TOKENS = (37, 41)
@@ -21,16 +22,6 @@ ACTIVE_KEYS = (
 )
 FP32_BYTES = 4
 KEPT_SEGMENTS = {"gate", "router", "shared_expert_gate", "shared_gate"}
-
-
-BY_HAND = "write a profile YAML by hand"
-
-
-def one_line(problem: BaseException) -> str:
-    """The first and, where different, the last line of an exception's text."""
-    lines = [line.strip() for line in str(problem).splitlines() if line.strip()] or [type(problem).__name__]
-    text = lines[0] if len(lines) == 1 else f"{lines[0]} {lines[-1]}"
-    return text if len(text) <= 200 else text[:199] + "…"
 
 
 def model_tensors(model: nn.Module, architecture: str) -> ModelTensors:

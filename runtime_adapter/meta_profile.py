@@ -18,7 +18,7 @@ from profiles.errors import MoeplanError, ProfileError
 from profiles.model import ModelProfile
 from profiles.quant import check_quant, quant_of_config
 from profiles.read_hf_config import not_built_in, source_of, with_inner_dtype
-from runtime_adapter.meta_model import BY_HAND, one_line
+from runtime_adapter.meta_errors import BY_HAND, one_line
 
 if TYPE_CHECKING:
     from torch import nn
