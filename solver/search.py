@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
@@ -15,9 +16,14 @@ Status = Literal["optimal", "feasible", "infeasible", "unknown"]
 
 @dataclass(frozen=True)
 class Limits:
-    """When to stop: wall-clock seconds, relative gap, and how to search (workers and seed decide the plan found)."""
+    """When to stop: wall-clock seconds, relative gap, and how to search (workers and seed decide the plan found).
+
+    `work` limits the search in CP-SAT's own count of its work, about a second of one core each but the same whatever
+    the machine's load, so that stopping by it is reproducible.
+    """
 
     seconds: float
+    work: float = math.inf
     relative_gap: float = 0.0
     workers: int = 1
     seed: int = 0
@@ -38,6 +44,7 @@ def search(cp: cp_model.CpModel, limits: Limits) -> tuple[cp_model.CpSolver, Sta
     which thread is faster. Within the time limit the plan found does not depend on the machine's load."""
     solver = cp_model.CpSolver()
     solver.parameters.max_time_in_seconds = max(limits.seconds, 0.01)
+    solver.parameters.max_deterministic_time = limits.work
     solver.parameters.relative_gap_limit = limits.relative_gap
     solver.parameters.num_workers = limits.workers
     solver.parameters.interleave_search = limits.workers > 1

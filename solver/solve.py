@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -58,7 +59,7 @@ def solve(
     costs = CostModel(load_profile(profile), load_hardware(hardware), request, safety_margin=safety_margin)
     allowed = Allowed(costs, target, pins)
     problem = build_problem(costs, objective=objective, granularity=granularity, allowed=allowed)
-    limits = Limits(time_limit, relative_gap, workers or 1, seed)
+    limits = Limits(time_limit, relative_gap=relative_gap, workers=workers or 1, seed=seed)
     search = _Search(problem, costs, objective, limits, started + time_limit)
     search.run(allowed)
     if search.best is None:
@@ -138,14 +139,14 @@ class _Search:
         """Fill `best` and `bound`. Raises InfeasiblePlacement when the counts prove that nothing fits."""
         for placement in _hand_candidates(self.costs, allowed, self.problem):
             self._offer(Assignment.of(placement, self.problem), placement)
-        patterns = solve_patterns(self.problem, self._limits(share=0.3))
+        patterns = solve_patterns(self.problem, self._limits(0.15))
         if patterns is not None:
             self._raise_bound(patterns.status, patterns.bound)
             if patterns.cards and not self.closed:
-                self._counts(solve_counts(self.problem, self._limits(0.3), floor=self.bound, cards=patterns.cards))
+                self._counts(solve_counts(self.problem, self._limits(0.15), floor=self.bound, cards=patterns.cards))
         if not self.closed:
             # For the bottleneck the counts are the whole problem; otherwise the slices may need their time.
-            share = 1.0 if self.problem.bottleneck else 0.5
+            share = math.inf if self.problem.bottleneck else 0.25
             counts = solve_counts(self.problem, self._limits(share), floor=self.bound)
             self._raise_bound(counts.status, counts.bound)
             self._counts(counts)
@@ -190,8 +191,11 @@ class _Search:
             "gap": (seconds - bound_s) / seconds if seconds else 0.0,
         }
 
-    def _limits(self, share: float = 1.0) -> Limits:
-        return replace(self.limits, seconds=share * max(0.0, self.deadline - time.perf_counter()))
+    def _limits(self, share: float = math.inf) -> Limits:
+        """The time left, and no more work than `share` of the whole time limit: how the time is divided between the
+        models must not depend on the machine's load, or the plan would."""
+        left = max(0.0, self.deadline - time.perf_counter())
+        return replace(self.limits, seconds=left, work=share * self.limits.seconds)
 
     def _offer(self, assignment: Assignment | None, placement: Placement | None = None) -> None:
         """Keep a plan if it fits and is the best yet: `best` in seconds as evaluated, `incumbent` in ticks."""
