@@ -234,7 +234,9 @@ def _glm4_moe_lite(fields: Fields) -> ModelTensors:
 
 def _glm4_moe(fields: Fields) -> ModelTensors:
     bias, qk_norm = fields.flag("attention_bias", False), fields.flag("use_qk_norm", False)
-    attention = grouped_query_attention(fields, bias=bias, qk_norm="head" if qk_norm else "none")
+    # Without head_dim transformers rounds down, and its own default config (96 heads in 4096) relies on that.
+    size = max(1, fields.size("hidden_size") // fields.size("num_attention_heads"))
+    attention = grouped_query_attention(fields, bias=bias, head_dim=size, qk_norm="head" if qk_norm else "none")
     return decoder(fields, _every_layer(attention), _dense_first(fields, 1), notes=_next_token_notes(fields))
 
 
