@@ -116,6 +116,7 @@ def solve(
     out.print(tables.proof_line(plan), highlight=False)
     if plan.prediction is not None:
         out.print(f"predicted: {tables.prediction_line(plan.prediction)}", highlight=False)
+    _print_notes(out, machine)
 
 
 @app.command()
@@ -253,8 +254,12 @@ def _show_check(plan: Placement, found: Evaluation, title: str) -> None:
 def _print_sources(out: Console, found: ModelProfile | Hardware) -> None:
     if found.source:
         out.print(f"source: {found.source}", highlight=False, markup=False)
+    _print_notes(out, found)
+
+
+def _print_notes(out: Console, found: ModelProfile | Hardware) -> None:
     for note in found.notes:
-        out.print(f"note: {note}", highlight=False, markup=False)
+        out.print(f"note: {note}", highlight=False, markup=False, style="dim")
 
 
 def _save(found: Document, output: Path | None) -> None:

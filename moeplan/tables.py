@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from rich import box
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from profiles import DeviceMemory, Hardware, Layer, ModelProfile, Placement, Prediction
-from profiles.placement import ranges
+from profiles.placement import in_short
 from profiles.units import gb
 from solver import Evaluation
 
-BAR_WIDTH = 24
+BAR_WIDTH = 20
 PARTS = (("weights", "█", "cyan"), ("kv", "▓", "magenta"), ("workspace", "▒", "yellow"))
 
 
@@ -35,17 +35,23 @@ def memory_bar(held: DeviceMemory, width: int = BAR_WIDTH) -> Text:
     return bar
 
 
-def _table(title: str, *columns: str | tuple[str, str]) -> Table:
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    for column in columns:
-        name, justify = (column, "left") if isinstance(column, str) else column
-        table.add_column(name, justify="right" if justify == "right" else "left", overflow="fold")
+def _table(title: str, *columns: str | Column) -> Table:
+    table = Table(*columns, title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    table.pad_edge, table.collapse_padding = False, True
+    for column in table.columns:
+        column.overflow = "fold"
     return table
+
+
+def _number(name: str) -> Column:
+    return Column(name, justify="right", no_wrap=True)
 
 
 def plan_table(plan: Placement, memory: Mapping[str, DeviceMemory], title: str) -> Table:
     """One row a device: what it holds, its memory bar, bytes used of usable, bytes free or missing."""
-    table = _table(title, "device", "holds", "memory", ("used", "right"), ("usable", "right"), ("free", "right"))
+    table = _table(
+        title, "device", "holds", Column("memory", no_wrap=True), _number("used"), _number("usable"), _number("free")
+    )
     for device, holds, _, _ in plan.replace(memory=dict(memory)).device_rows():
         held = memory[device]
         free = Text(gb(held.free_bytes), style="bold red" if held.free_bytes < 0 else "")
@@ -82,8 +88,8 @@ def profile_table(profile: ModelProfile) -> Table:
     """Blocks and bytes, equal layers in one row."""
     table = _table(
         f"{profile.model}: {gb(profile.weight_bytes)} of weights",
-        "block", ("bytes on a GPU", "right"), ("on the CPU", "right"), ("parameters", "right"),
-        ("KV a token", "right"), ("experts", "right"),
+        "block", _number("bytes on a GPU"), _number("on the CPU"), _number("parameters"),
+        _number("KV a token"), _number("experts"),
     )  # fmt: skip
 
     def row(name: str, block: object, kv: str = "", experts: str = "") -> None:
@@ -95,12 +101,12 @@ def profile_table(profile: ModelProfile) -> Table:
         attention, experts = layer.attention, layer.experts
         kv = f"{attention.kv_bytes_per_token:,}"
         if attention.kv_window_tokens is not None:
-            kv += f" of {attention.kv_window_tokens:,}"
+            kv += f" (last {attention.kv_window_tokens:,})"
         if attention.state_bytes:
-            kv += f" + {attention.state_bytes:,}"
-        row(f"attention {ranges(numbers)}", attention, kv)
+            kv += f" + {attention.state_bytes:,} once"
+        row(f"attention {in_short(numbers)}", attention, kv)
         if experts is not None:
-            row(f"experts {ranges(numbers)}", experts, experts=f"{experts.active} of {experts.count}")
+            row(f"experts {in_short(numbers)}", experts, experts=f"{experts.active} of {experts.count}")
     row("head", profile.head)
     return table
 
@@ -115,9 +121,7 @@ def equal_layers(layers: Sequence[Layer]) -> list[tuple[list[int], Layer]]:
 
 def hardware_tables(hardware: Hardware) -> list[Table]:
     """Devices, then links."""
-    devices = _table(
-        hardware.name, "device", "model", ("memory", "right"), ("bandwidth", "right"), ("16-bit peak", "right")
-    )
+    devices = _table(hardware.name, "device", "model", _number("memory"), _number("bandwidth"), _number("16-bit peak"))
     for device in hardware.devices:
         peak = next((device.flops_per_s[k] for k in ("bf16", "fp16") if k in device.flops_per_s), None)
         devices.add_row(
@@ -127,7 +131,7 @@ def hardware_tables(hardware: Hardware) -> list[Table]:
             f"{device.bandwidth_bytes_per_s / 1e9:,.0f} GB/s",
             "?" if peak is None else f"{peak / 1e12:,.1f} TFLOP/s",
         )
-    links = _table("", "link", ("bandwidth", "right"), ("latency", "right"))
+    links = _table("", "link", _number("bandwidth"), _number("latency"))
     for link in hardware.links:
         rate = f"{link.bandwidth_bytes_per_s / 1e9:,.1f} GB/s"
         links.add_row(" - ".join(link.between), rate, f"{link.latency_s * 1e6:.1f} us")
@@ -137,8 +141,8 @@ def hardware_tables(hardware: Hardware) -> list[Table]:
 def comparison_table(title: str, found: Mapping[str, Evaluation], plans: Sequence[Placement]) -> Table:
     """Layouts side by side, judged for `request`; what does not fit shows no speed."""
     table = _table(
-        title, "layout", "fits", ("experts on CPU", "right"), ("unused on GPUs", "right"), ("prefill", "right"),
-        ("decode step", "right"), ("tokens/s", "right"), ("request", "right"),
+        title, "layout", "fits", _number("experts on CPU"), _number("unused on GPUs"), _number("prefill"),
+        _number("decode step"), _number("tokens/s"), _number("request"),
     )  # fmt: skip
     for (name, evaluation), plan in zip(found.items(), plans, strict=True):
         on_cpu = sum("cpu" in layer.experts for layer in plan.layers)

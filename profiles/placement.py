@@ -162,8 +162,8 @@ class Placement(Document):
             attention = [i for i, layer in enumerate(self.layers) if layer.attention == device]
             experts = [i for i, layer in enumerate(self.layers) if device in layer.experts]
             held = [name for name, home in (("embedding", self.embedding), ("head", self.head)) if home == device]
-            held += [f"attention {ranges(attention)}"] if attention else []
-            held += [f"experts {ranges(experts)}"] if experts else []
+            held += [f"attention {in_short(attention)}"] if attention else []
+            held += [f"experts {in_short(experts)}"] if experts else []
             memory = (self.memory or {}).get(device)
             used, free = (gb(memory.used_bytes), gb(memory.free_bytes)) if memory else ("?", "?")
             rows.append((device, ", ".join(held) or "nothing", used, free))
@@ -171,15 +171,34 @@ class Placement(Document):
 
 
 def ranges(numbers: list[int]) -> str:
-    """Sorted whole numbers in short.
+    """Sorted whole numbers in short, exactly.
 
     >>> ranges([0, 1, 2, 5, 7, 8])
     '0-2,5,7-8'
     """
-    runs: list[list[int]] = []
-    for number in numbers:
-        if runs and number == runs[-1][1] + 1:
-            runs[-1][1] = number
-        else:
-            runs.append([number, number])
-    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
+    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b, _ in _runs(numbers, gaps=False))
+
+
+def in_short(numbers: list[int]) -> str:
+    """As `ranges`, for people: four or more numbers with equal gaps are written with an ellipsis.
+
+    >>> in_short([0, 1, 2, 5]), in_short([1, 3, 5, 7, 9, 10])
+    ('0-2,5', '1,3,…,9,10')
+    """
+    runs = _runs(numbers, gaps=True)
+    return ",".join(str(a) if a == b else f"{a}-{b}" if g == 1 else f"{a},{a + g},…,{b}" for a, b, g in runs)
+
+
+def _runs(numbers: list[int], gaps: bool) -> list[tuple[int, int, int]]:
+    """(first, last, gap) of each run of neighbours, and with `gaps` of four or more numbers equally far apart."""
+    runs, i = [], 0
+    while i < len(numbers):
+        gap = numbers[i + 1] - numbers[i] if i + 1 < len(numbers) else 1
+        end = i
+        while end + 1 < len(numbers) and numbers[end + 1] - numbers[end] == gap:
+            end += 1
+        if gap != 1 and (not gaps or end - i < 3):
+            gap, end = 1, i  # the next number may begin a run of its own
+        runs.append((numbers[i], numbers[end], gap))
+        i = end + 1
+    return runs
