@@ -8,7 +8,7 @@ Kind = Literal["gpu", "cpu"]
 
 GPU_SAFETY_MARGIN = 0.10
 CPU_SAFETY_MARGIN = 0.05
-"""Shares of memory never planned for: fragmentation, the driver's context, the operating system (DESIGN section 3)."""
+"""Shares of memory never planned for: fragmentation, the driver's context, the operating system (docs/model.md)."""
 
 BANDWIDTH_EFFICIENCY: dict[Kind, float] = {"gpu": 0.80, "cpu": 0.75}
 """Reachable share of the datasheet bandwidth. GPU: NVIDIA aiconfigurator's empirical factor in its system files

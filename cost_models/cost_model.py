@@ -26,7 +26,7 @@ class Step:
 
 
 class CostModel:
-    """Every figure of DESIGN sections 3 and 4 for one profile, machine and workload, on demand and remembered.
+    """Every figure of docs/model.md for one profile, machine and workload, on demand and remembered.
 
     Layers are named by index. Equal layers share one computation (`layer_class`): a model has few kinds of layers.
     """
@@ -111,7 +111,7 @@ class CostModel:
         return self._block_s(part, self.layer_class[layer] if inner else 0, device, step.tokens, context)
 
     def experts_from_s(self, layer: int, attention: str, device: str, step: Step) -> float:
-        """X_l of DESIGN 4 with all experts on `device` and the layer's attention on `attention`."""
+        """X_l of docs/model.md with all experts on `device` and the layer's attention on `attention`."""
         return self._handover_s(attention, device, step.tokens) + self.block_s("experts", layer, device, step)
 
     def split_experts_s(self, layer: int, attention: str, parts: Mapping[str, Sequence[int]], step: Step) -> float:
@@ -171,7 +171,7 @@ class CostModel:
         return 2.0 * self._params(experts) / experts.count * experts.active * all_tokens
 
     def _compute_block_s(self, part: str, layer: int, device: str, tokens: int, context: float) -> float:
-        """t(block, device) of DESIGN 4 for `tokens` tokens of each sequence."""
+        """t(block, device) of docs/model.md for `tokens` tokens of each sequence."""
         place = self.device[device]
         block = self.block(part, layer)
 

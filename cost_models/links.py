@@ -10,8 +10,7 @@ from profiles.hardware import Hardware
 class Links:
     """Cheapest paths over the machine graph.
 
-    `hop_s(a, b, n)` = min over paths of (sum of the links' latencies + n / slowest bandwidth on the path), DESIGN
-    section 4; 0 when a is b. It is symmetric and obeys the triangle inequality. Ignored: contention, the staging copy
+    `hop_s(a, b, n)` = min over paths of (sum of the links' latencies + n / slowest bandwidth on the path); 0 when a is b. It is symmetric and obeys the triangle inequality. Ignored: contention, the staging copy
     where a path crosses host memory, pinning.
     """
 

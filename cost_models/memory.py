@@ -1,4 +1,4 @@
-"""Bytes: what a device may hold and what each block puts there (DESIGN section 3)."""
+"""Bytes: what a device may hold and what each block puts there (docs/model.md)."""
 
 from __future__ import annotations
 

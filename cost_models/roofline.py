@@ -11,7 +11,7 @@ from profiles.model import Block
 
 
 def roofline_s(device: Device, n_bytes: float, flops: float) -> float:
-    """launch + max(bytes / (bandwidth * efficiency), flops / (peak * efficiency)), DESIGN section 4.
+    """launch + max(bytes / (bandwidth * efficiency), flops / (peak * efficiency)).
 
     The roofline of Williams, Waterman and Patterson (CACM 2009) with a launch constant. Ignored: caches, clocks that
     fall under load, the overlap of a kernel's head with another's tail.

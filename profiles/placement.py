@@ -69,7 +69,7 @@ class LayerPlacement(Noun):
 
 
 class DeviceMemory(Noun):
-    """Bytes on one device, as DESIGN counts them. `used_bytes` must not exceed `usable_bytes`."""
+    """Bytes on one device, counted as docs/model.md says. `used_bytes` must not exceed `usable_bytes`."""
 
     weights_bytes: Count
     kv_bytes: Count

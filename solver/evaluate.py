@@ -87,7 +87,7 @@ def _check_experts(where: str, placed: LayerPlacement, count: int) -> None:
 
 
 class _Walk:
-    """The token's way through the machine, block after block (DESIGN section 4)."""
+    """The token's way through the machine, block after block (docs/model.md)."""
 
     def __init__(self, placement: Placement, costs: CostModel) -> None:
         self._placement, self._costs = placement, costs

@@ -1,4 +1,4 @@
-"""A second opinion on bytes and seconds, written from the design's formulas alone, and brute force on top of it.
+"""A second opinion on bytes and seconds, written from the formulas alone, and brute force on top of it.
 
 It imports the nouns and the default figures, no cost model and no solver. Experts are whole here: a layer's experts are
 on one device. Placements are the public `Placement`, or `Spots`, the same in device indices.

@@ -105,7 +105,7 @@ def test_one_token_is_hypergeometric(count: int, active: int, cuts: tuple[int, .
 
 
 def test_half_of_all_tokens_never_touch_a_tenth_of_the_experts() -> None:
-    """The design's example: 16 of 160 experts on the CPU, six a token."""
+    """16 of 160 experts on the CPU, six a token."""
     parts = [list(range(144)), list(range(144, 160))]
     never = sum(p for p, hits in split_hits(experts(160, 6), parts, 1) if hits[1] == 0)
     assert never == pytest.approx(math.comb(144, 6) / math.comb(160, 6), rel=1e-12)
