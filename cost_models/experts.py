@@ -22,7 +22,7 @@ def use_probabilities(experts: Experts) -> tuple[float, ...]:
 
 
 def touch_probabilities(experts: Experts, tokens: int) -> tuple[float, ...]:
-    """Probability that at least one of `tokens` independent tokens uses expert i: 1 - (1 - f_i)^tokens (docs/model.md)."""
+    """Probability that at least one of `tokens` independent tokens uses expert i: 1 - (1 - f_i)^tokens."""
     return tuple(_touched(f, tokens) for f in use_probabilities(experts))
 
 

@@ -10,8 +10,9 @@ from profiles.hardware import Hardware
 class Links:
     """Cheapest paths over the machine graph.
 
-    `hop_s(a, b, n)` = min over paths of (sum of the links' latencies + n / slowest bandwidth on the path); 0 when a is b. It is symmetric and obeys the triangle inequality. Ignored: contention, the staging copy
-    where a path crosses host memory, pinning.
+    `hop_s(a, b, n)` = min over paths of (sum of the links' latencies + n / slowest bandwidth on the path); 0 when a is
+    b. It is symmetric and obeys the triangle inequality. Ignored: contention, the staging copy where a path crosses
+    host memory, pinning.
     """
 
     def __init__(self, hardware: Hardware) -> None:

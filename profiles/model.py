@@ -127,7 +127,7 @@ class Layer(Noun):
 
 
 class ModelProfile(Document):
-    """Bytes, parameters, KV and measured times of every block of a model. The profile document, schema 1 (docs/profiles.md).
+    """Bytes, parameters, KV and measured times of every block of a model: the profile document, schema 1.
 
     `tied_bytes` are bytes of the head that are the embedding's own tensor: on one device they are held once.
     `architecture` is Hugging Face's `model_type` where known; exporters need it.
