@@ -9,7 +9,7 @@ names of cards only, which is what makes this fast where the counts model search
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from ortools.sat.python import cp_model
@@ -19,6 +19,9 @@ from solver.search import Limits, Status, search, total
 
 MAX_PATTERNS = 1500
 """Patterns of all groups together beyond which this bound is not worth its model."""
+
+ROUNDINGS = (1, 2, 3, 4)
+"""Multiples of the lightest attention's size at which a card's room is rounded; more hardly ever cut anything off."""
 
 Pattern = tuple[int, ...]
 
@@ -116,41 +119,46 @@ def solve_patterns(problem: Problem, limits: Limits) -> PatternOutcome | None:
 
 
 def _cell(problem: Problem, cp: cp_model.CpModel, device: int, size: int, pattern: Pattern) -> _Cell:
-    """The cards of a group with this pattern: bytes are counted for all of them together, but each can take only a
-    whole number of attentions, fewer where the embedding or the head is."""
+    """The cards of a group with this pattern: bytes are counted for all of them together, but what rounding down leaves
+    over on each card, beside the embedding or the head as well, is lost."""
     cards, used = cp.new_int_var(0, size, ""), cp.new_int_var(0, size, "")
-    attention = _attention(problem, cp, device)
     room = _room(problem, device, pattern)
-    most = _most_attention(problem, device, room)
-    cp.add(used <= cards)
-    cp.add(sum(attention) >= used)
-    cp.add(sum(attention) <= most * used)
-    load = total((kind.attention.bytes[device], n) for kind, n in zip(problem.classes, attention, strict=True))
-    cp.add(load <= room * used)
-
-    ends, bytes_of_ends, lost = [], total([]), []
-    for block, name in ((problem.embedding, "embedding"), (problem.head, "head")):
-        fits = block.allowed[device] and block.bytes[device] <= room
-        ends.append(cp.new_int_var(0, int(fits), f"{name}[{device},{pattern}]"))
-        cp.add(ends[-1] <= cards)
-        bytes_of_ends += block.bytes[device] * ends[-1]
-        lost.append(most - _most_attention(problem, device, room - block.bytes[device]))
+    ends = [
+        cp.new_int_var(0, int(block.allowed[device] and block.bytes[device] <= room), "")
+        for block in (problem.embedding, problem.head)
+    ]
     both = cp.new_bool_var("")
     cp.add_implication(both, ends[0])
     cp.add_implication(both, ends[1])
-    together = problem.embedding.bytes[device] + problem.head.bytes[device] - problem.tied_bytes
-    lost_together = most - _most_attention(problem, device, room - together)
-    cp.add(load + bytes_of_ends - problem.tied_bytes * both <= room * cards)
-    cp.add(
-        sum(attention) + lost[0] * ends[0] + lost[1] * ends[1] - max(0, sum(lost) - lost_together) * both
-        <= most * cards
-    )
+    bytes_of_ends = [problem.embedding.bytes[device], problem.head.bytes[device]]
 
-    local = []
+    def limit(number: cp_model.LinearExpr, most: Callable[[int], int]) -> None:
+        """`number` of something on all cards, of which a card with so many bytes left can have `most(bytes)`."""
+        lost = [most(room) - most(room - n_bytes) for n_bytes in bytes_of_ends]
+        lost_to_both = most(room) - most(room - sum(bytes_of_ends) + problem.tied_bytes)
+        given_back = max(0, sum(lost) - lost_to_both)
+        cp.add(number <= most(room) * used)
+        cp.add(number + lost[0] * ends[0] + lost[1] * ends[1] - given_back * both <= most(room) * cards)
+
+    attention = _attention(problem, cp, device)
+    sizes = [kind.attention.bytes[device] for kind in problem.classes]
+    cp.add(used <= cards)
+    cp.add(sum(attention) >= used)
+    cp.add(sum(attention) <= len(problem.layer_class) * used)
+    cp.add(sum(ends) <= 2 * cards)
+    limit(total(zip(sizes, attention, strict=True)), lambda left: max(0, left))
+    for multiple in ROUNDINGS if min(sizes) else ():
+        # Chvatal-Gomory: in whole units of the lightest attention / multiple, sizes and room both rounded down.
+        def units(n_bytes: int, multiple: int = multiple) -> int:
+            return max(0, multiple * n_bytes // min(sizes))
+
+        limit(total((units(n_bytes), var) for n_bytes, var in zip(sizes, attention, strict=True)), units)
+    local = [cp.new_int_var(0, n if pattern[c] else 0, "") for c, n in enumerate(problem.class_sizes)]
     for c, n in enumerate(pattern):
-        local.append(cp.new_int_var(0, problem.class_sizes[c] if n else 0, ""))
         cp.add(local[c] <= attention[c])
-        cp.add(local[c] <= min(n, most) * used)
+        cp.add(local[c] <= n * used)
+    if min(sizes):
+        limit(total((1, var) for var in local), lambda left: max(0, min(sum(pattern), left // min(sizes))))
     return _Cell(device, pattern, cards, used, attention, [n * cards for n in pattern], local, ends[0], ends[1])
 
 
@@ -189,12 +197,6 @@ def _room(problem: Problem, device: int, pattern: Pattern) -> int:
             room -= n * kind.experts.bytes[device]
             workspace = max(workspace, kind.experts.workspace)
     return room - workspace
-
-
-def _most_attention(problem: Problem, device: int, room: int) -> int:
-    lightest = min(kind.attention.bytes[device] for kind in problem.classes)
-    most = len(problem.layer_class)
-    return max(0, min(most, room // lightest)) if lightest else most
 
 
 def _memory_of_single(problem: Problem, cp: cp_model.CpModel, cell: _Cell) -> None:
@@ -266,11 +268,12 @@ def _route(problem: Problem, cp: cp_model.CpModel, cells: list[_Cell], groups: d
         cp.add(hops[g, g] <= used - some)
         cp.add(sum(hops[g, h] for h in groups) + last[g] == used)
         cp.add(sum(hops[h, g] for h in groups) + first[g] == used)
+        if size > 1:
+            ticks += _twin_hop(problem, g) * _round_trip(cp, cells, g, size, used, first[g] + last[g])
         opening = problem.layer_class[0]
         cp.add(sum(cell.attention[opening] for cell in cells if cell.device == g) >= first[g])
     for (g, h), var in hops.items():
-        twin = next((e for e in range(len(problem.twins)) if e != g and problem.twins[e] == h), h)
-        ticks += problem.hop[g][twin] * var
+        ticks += (_twin_hop(problem, g) if g == h else problem.hop[g][h]) * var
     for end, name in ((first, "embedding"), (last, "head")):
         flow = {(g, h): cp.new_bool_var("") for g in groups for h in groups}
         for g in groups:
@@ -279,3 +282,29 @@ def _route(problem: Problem, cp: cp_model.CpModel, cells: list[_Cell], groups: d
             cp.add(sum(flow[h, g] for h in groups) == end[g])
         ticks += total((problem.hop[g][h], var) for (g, h), var in flow.items())
     return ticks
+
+
+def _twin_hop(problem: Problem, g: int) -> int:
+    """Ticks between two cards of the group; 0 where there is only one."""
+    twin = next((d for d, first in enumerate(problem.twins) if first == g and d != g), g)
+    return problem.hop[g][twin]
+
+
+def _round_trip(
+    cp: cp_model.CpModel,
+    cells: list[_Cell],
+    g: int,
+    size: int,
+    used: cp_model.LinearExpr,
+    ends_here: cp_model.LinearExpr,
+) -> cp_model.IntVar:
+    """1 where embedding and head share one card, and the route begins and ends in its group without being that card
+    alone: only one of the route's two ends can be on that card, so the other costs a hop."""
+    shared = cp.new_bool_var("")
+    for cell in cells:
+        if cell.device == g:
+            cp.add(shared >= cell.embedding + cell.head - cell.cards)
+    several, trip = cp.new_bool_var(""), cp.new_bool_var("")
+    cp.add(used <= 1 + (size - 1) * several)
+    cp.add(trip >= shared + several + ends_here - 3)
+    return trip
