@@ -49,9 +49,7 @@ class CostModel:
 
     @cached_property
     def layer_class(self) -> tuple[int, ...]:
-        """For each layer the index of the first layer equal to it."""
-        first: dict[str, int] = {}
-        return tuple(first.setdefault(layer.model_dump_json(), i) for i, layer in enumerate(self.profile.layers))
+        return self.profile.layer_class
 
     def layer(self, index: int) -> Layer:
         return self.profile.layers[index]

@@ -221,8 +221,9 @@ def _pins(pins: list[str]) -> dict[str, list[str]]:
 def _read_plan(path: Path, model: ModelProfile | None) -> Placement:
     """A plan document, or KTransformers rules (a list at the top) for `model`."""
     text = read_text(path)
-    if not isinstance(parse_document(text, str(path)), list):
-        return load_placement(path)
+    data = parse_document(text, str(path))
+    if not isinstance(data, list):
+        return Placement.from_dict(data, str(path))
     if model is None:
         raise MoeplanError(f"{path}: looks like KTransformers rules, which name no model; pass --model and --hardware")
     return read_rules(text, "ktransformers", model, str(path))

@@ -8,7 +8,7 @@ from rich import box
 from rich.table import Column, Table
 from rich.text import Text
 
-from profiles import DeviceMemory, Hardware, Layer, ModelProfile, Placement, Prediction
+from profiles import Block, DeviceMemory, Hardware, ModelProfile, Placement, Prediction
 from profiles.placement import in_short
 from profiles.units import gb
 from solver import Evaluation
@@ -52,10 +52,9 @@ def plan_table(plan: Placement, memory: Mapping[str, DeviceMemory], title: str) 
     table = _table(
         title, "device", "holds", Column("memory", no_wrap=True), _number("used"), _number("usable"), _number("free")
     )
-    for device, holds, _, _ in plan.replace(memory=dict(memory)).device_rows():
-        held = memory[device]
+    for device, held in memory.items():
         free = Text(gb(held.free_bytes), style="bold red" if held.free_bytes < 0 else "")
-        table.add_row(device, holds, memory_bar(held), gb(held.used_bytes), gb(held.usable_bytes), free)
+        table.add_row(device, plan.holds(device), memory_bar(held), gb(held.used_bytes), gb(held.usable_bytes), free)
     table.caption = "  ".join(f"{mark} {name}" for name, mark, _ in PARTS) + "  · free"
     table.caption_justify = "left"
     return table
@@ -92,13 +91,15 @@ def profile_table(profile: ModelProfile) -> Table:
         _number("KV a token"), _number("experts"),
     )  # fmt: skip
 
-    def row(name: str, block: object, kv: str = "", experts: str = "") -> None:
-        weight, params = getattr(block, "weight_bytes"), getattr(block, "params")  # noqa: B009
+    def row(name: str, block: Block, kv: str = "", experts: str = "") -> None:
+        weight, params = block.weight_bytes, block.params
         table.add_row(name, f"{weight.gpu:,}", f"{weight.cpu:,}", "?" if params is None else f"{params:,}", kv, experts)
 
     row("embedding", profile.embedding)
-    for numbers, layer in equal_layers(profile.layers):
-        attention, experts = layer.attention, layer.experts
+    layer_class = profile.layer_class
+    for same in dict.fromkeys(layer_class):
+        numbers = [number for number, first in enumerate(layer_class) if first == same]
+        attention, experts = profile.layers[same].attention, profile.layers[same].experts
         kv = f"{attention.kv_bytes_per_token:,}"
         if attention.kv_window_tokens is not None:
             kv += f" (last {attention.kv_window_tokens:,})"
@@ -109,14 +110,6 @@ def profile_table(profile: ModelProfile) -> Table:
             row(f"experts {in_short(numbers)}", experts, experts=f"{experts.active} of {experts.count}")
     row("head", profile.head)
     return table
-
-
-def equal_layers(layers: Sequence[Layer]) -> list[tuple[list[int], Layer]]:
-    """Layer numbers grouped by equal layers, in the order of first appearance."""
-    groups: dict[str, tuple[list[int], Layer]] = {}
-    for number, layer in enumerate(layers):
-        groups.setdefault(layer.model_dump_json(), ([], layer))[0].append(number)
-    return list(groups.values())
 
 
 def hardware_tables(hardware: Hardware) -> list[Table]:

@@ -33,8 +33,8 @@ def load_profile(x: ModelProfile | dict[str, Any] | str | Path, quant: str | Non
     """A model's profile from a profile, a parsed document, a file or a preset name.
 
     Files: a profile document (YAML or JSON), or a Hugging Face `config.json`. Names: `profile_presets()`, or the
-    Hugging Face repository of one, in any case. `quant` ("bf16", "q4_k_m", …) is the weight format where shapes are
-    read; a profile document has fixed bytes and takes none, except through its `base`.
+    Hugging Face repository of one, in any case. `quant` ("bf16", "fp8", "int4", …) is the weight format where shapes
+    are read; a profile document has fixed bytes and takes none, except through its `base`.
 
     Raises ProfileError, one line with the file or name, the field and the remedy.
     """

@@ -165,6 +165,12 @@ class ModelProfile(Document):
         return (self.embedding, *inner, self.head)
 
     @property
+    def layer_class(self) -> tuple[int, ...]:
+        """For each layer the index of the first layer equal to it: a model has few kinds of layers."""
+        first: dict[str, int] = {}
+        return tuple(first.setdefault(layer.model_dump_json(), i) for i, layer in enumerate(self.layers))
+
+    @property
     def weight_bytes(self) -> int:
         """Bytes of all weights on one GPU."""
         return sum(block.weight_bytes.gpu for block in self.blocks) - self.tied_bytes

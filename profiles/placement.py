@@ -156,18 +156,21 @@ class Placement(Document):
 
     def device_rows(self) -> list[tuple[str, str, str, str]]:
         """(device, what it holds, used, free) for every device, as text for tables."""
-        names = sorted(self.memory or self.devices, key=lambda d: (d == "cpu", len(d), d))
         rows = []
-        for device in names:
-            attention = [i for i, layer in enumerate(self.layers) if layer.attention == device]
-            experts = [i for i, layer in enumerate(self.layers) if device in layer.experts]
-            held = [name for name, home in (("embedding", self.embedding), ("head", self.head)) if home == device]
-            held += [f"attention {in_short(attention)}"] if attention else []
-            held += [f"experts {in_short(experts)}"] if experts else []
+        for device in sorted(self.memory or self.devices, key=lambda d: (d == "cpu", len(d), d)):
             memory = (self.memory or {}).get(device)
             used, free = (gb(memory.used_bytes), gb(memory.free_bytes)) if memory else ("?", "?")
-            rows.append((device, ", ".join(held) or "nothing", used, free))
+            rows.append((device, self.holds(device), used, free))
         return rows
+
+    def holds(self, device: str) -> str:
+        """The blocks on `device`, in words."""
+        attention = [i for i, layer in enumerate(self.layers) if layer.attention == device]
+        experts = [i for i, layer in enumerate(self.layers) if device in layer.experts]
+        held = [name for name, home in (("embedding", self.embedding), ("head", self.head)) if home == device]
+        held += [f"attention {in_short(attention)}"] if attention else []
+        held += [f"experts {in_short(experts)}"] if experts else []
+        return ", ".join(held) or "nothing"
 
 
 def ranges(numbers: list[int]) -> str:

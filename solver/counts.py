@@ -15,6 +15,7 @@ from itertools import pairwise
 from ortools.sat.python import cp_model
 
 from solver.assignment import Counts
+from solver.load import Held, load_on
 from solver.problem import BlockCosts, Problem
 from solver.search import Limits, Outcome, bound_of, search, total
 
@@ -183,33 +184,13 @@ def _guests(model: CountsModel, c: int) -> None:
 
 
 def _load(model: CountsModel, d: int) -> cp_model.LinearExpr:
-    """Bytes on device d: weights, KV, and the largest workspace of the blocks that are there."""
-    problem, cp = model.problem, model.cp
-    workspace = cp.new_int_var(0, max(b.workspace for b in _all_blocks(problem)), f"workspace[{d}]")
-    load = total(
-        [(1, workspace), (problem.embedding.bytes[d], model.embedding[d]), (problem.head.bytes[d], model.head[d])]
-    )
-    cp.add(workspace >= problem.embedding.workspace * model.embedding[d])
-    cp.add(workspace >= problem.head.workspace * model.head[d])
-    if problem.tied_bytes:
-        both = cp.new_bool_var(f"tied[{d}]")
-        cp.add_implication(both, model.embedding[d])
-        cp.add_implication(both, model.head[d])
-        load -= problem.tied_bytes * both
-
-    def needs(number: cp_model.LinearExpr, most: int, n_bytes: int) -> None:
-        if n_bytes:
-            present = cp.new_bool_var("")
-            cp.add(number <= most * present)
-            cp.add(workspace >= n_bytes * present)
-
+    problem = model.problem
+    held = []
     for c, (kind, n) in enumerate(zip(problem.classes, problem.class_sizes, strict=True)):
-        load += kind.attention.bytes[d] * model.attention[c, d]
-        needs(model.attention[c, d], n, kind.attention.workspace)
+        held.append(Held(kind.attention.bytes[d], kind.attention.workspace, model.attention[c, d], n))
         if kind.experts is not None:
-            load += kind.experts.bytes[d] * model.experts_on(c, d)
-            needs(model.experts_on(c, d), n, kind.experts.workspace)
-    return load
+            held.append(Held(kind.experts.bytes[d], kind.experts.workspace, model.experts_on(c, d), n))
+    return load_on(problem, model.cp, d, model.embedding[d], model.head[d], held)
 
 
 def _route(model: CountsModel) -> None:
@@ -275,9 +256,8 @@ def _ticks(model: CountsModel) -> cp_model.LinearExpr:
         ticks += experts.ticks[a][d] * var
     for (c, a), sent in model.sent.items():
         experts = problem.classes[c].experts
-        twin = next((d for d in devices if d != a and problem.twins[d] == problem.twins[a]), a)
         assert experts is not None
-        ticks += experts.ticks[a][twin] * sent
+        ticks += experts.ticks[a][problem.other_twin(a)] * sent
     return ticks
 
 

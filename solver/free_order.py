@@ -12,8 +12,9 @@ from itertools import pairwise
 from ortools.sat.python import cp_model
 
 from solver.assignment import Assignment
+from solver.load import Held, load_on
 from solver.problem import BlockCosts, Problem
-from solver.search import Limits, Outcome, search, total
+from solver.search import Limits, Outcome, bound_of, search, total
 
 MAX_PAIRS = 1500
 """Layers x devices^2 up to which this model is worth trying."""
@@ -48,7 +49,7 @@ def solve_free_order(problem: Problem, limits: Limits, *, floor: int, hint: Assi
     solver, status = search(cp, limits)
     if status in ("infeasible", "unknown"):
         return Outcome(status, floor)
-    return Outcome(status, max(floor, round(solver.best_objective_bound)), assignment=_decode(choices, solver))
+    return Outcome(status, max(floor, bound_of(solver, status)), assignment=_decode(choices, solver))
 
 
 def _choices(problem: Problem, cp: cp_model.CpModel) -> _Choices:
@@ -74,26 +75,14 @@ def _choices(problem: Problem, cp: cp_model.CpModel) -> _Choices:
 
 
 def _load(problem: Problem, cp: cp_model.CpModel, choices: _Choices, d: int) -> cp_model.LinearExpr:
-    """Bytes on device d."""
-    workspace = cp.new_int_var(0, problem.usable[d], "")
-    load = total([(1, workspace)])
-    for block, chosen in ((problem.embedding, choices.embedding[d]), (problem.head, choices.head[d])):
-        load += block.bytes[d] * chosen
-        cp.add(workspace >= block.workspace * chosen)
-    if problem.tied_bytes:
-        both = cp.new_bool_var("")
-        cp.add_implication(both, choices.embedding[d])
-        cp.add_implication(both, choices.head[d])
-        load -= problem.tied_bytes * both
+    held = []
     for i, c in enumerate(problem.layer_class):
         attention, experts = problem.classes[c].attention, problem.classes[c].experts
-        load += attention.bytes[d] * choices.attention[i][d]
-        cp.add(workspace >= attention.workspace * choices.attention[i][d])
+        held.append(Held(attention.bytes[d], attention.workspace, choices.attention[i][d], 1))
         if experts is not None:
             here = total((1, choices.pair[i, a, d]) for a in range(len(problem.devices)))
-            load += experts.bytes[d] * here
-            cp.add(workspace >= experts.workspace * here)
-    return load
+            held.append(Held(experts.bytes[d], experts.workspace, here, 1))
+    return load_on(problem, cp, d, choices.embedding[d], choices.head[d], held)
 
 
 def _ticks(problem: Problem, cp: cp_model.CpModel, choices: _Choices) -> cp_model.LinearExpr:

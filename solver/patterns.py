@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 
 from ortools.sat.python import cp_model
 
+from solver.load import Held, load_on
 from solver.problem import Problem
-from solver.search import Limits, Status, search, total
+from solver.search import Limits, Status, bound_of, search, total
 
 MAX_PATTERNS = 1500
 """Patterns of all groups together beyond which this bound is not worth its model."""
@@ -110,12 +111,12 @@ def solve_patterns(problem: Problem, limits: Limits) -> PatternOutcome | None:
     cp.minimize(ticks)
     solver, status = search(cp, limits)
     if status in ("infeasible", "unknown"):
-        return PatternOutcome(status, 0 if status == "infeasible" else max(0, round(solver.best_objective_bound)))
+        return PatternOutcome(status, bound_of(solver, status))
     cards: dict[int, dict[Pattern, int]] = {}
     for cell in cells:
         if cell.pattern is not None and solver.value(cell.cards):
             cards.setdefault(cell.device, {})[cell.pattern] = solver.value(cell.cards)
-    return PatternOutcome(status, max(0, round(solver.best_objective_bound)), cards)
+    return PatternOutcome(status, bound_of(solver, status), cards)
 
 
 def _cell(problem: Problem, cp: cp_model.CpModel, device: int, size: int, pattern: Pattern) -> _Cell:
@@ -178,9 +179,13 @@ def _single(problem: Problem, cp: cp_model.CpModel, device: int) -> _Cell:
     cp.add(sum(attention) <= len(problem.layer_class) * used)
     embedding = cp.new_int_var(0, int(problem.embedding.allowed[device]), "")
     head = cp.new_int_var(0, int(problem.head.allowed[device]), "")
-    cell = _Cell(device, None, cp.new_constant(1), used, attention, held, local, embedding, head)
-    _memory_of_single(problem, cp, cell)
-    return cell
+    blocks = []
+    for c, (kind, n) in enumerate(zip(problem.classes, problem.class_sizes, strict=True)):
+        blocks.append(Held(kind.attention.bytes[device], kind.attention.workspace, attention[c], n))
+        if kind.experts is not None:
+            blocks.append(Held(kind.experts.bytes[device], kind.experts.workspace, held[c], n))
+    cp.add(load_on(problem, cp, device, embedding, head, blocks) <= problem.usable[device])
+    return _Cell(device, None, cp.new_constant(1), used, attention, held, local, embedding, head)
 
 
 def _attention(problem: Problem, cp: cp_model.CpModel, device: int) -> list[cp_model.IntVar]:
@@ -197,33 +202,6 @@ def _room(problem: Problem, device: int, pattern: Pattern) -> int:
             room -= n * kind.experts.bytes[device]
             workspace = max(workspace, kind.experts.workspace)
     return room - workspace
-
-
-def _memory_of_single(problem: Problem, cp: cp_model.CpModel, cell: _Cell) -> None:
-    d = cell.device
-    load = problem.embedding.bytes[d] * cell.embedding + problem.head.bytes[d] * cell.head
-    if problem.tied_bytes:
-        both = cp.new_bool_var("")
-        cp.add(both <= cell.embedding)
-        cp.add(both <= cell.head)
-        load -= problem.tied_bytes * both
-    needs: list[tuple[int, cp_model.LinearExpr, int]] = [
-        (problem.embedding.workspace, cell.embedding, 1),
-        (problem.head.workspace, cell.head, 1),
-    ]
-    for c, (kind, n) in enumerate(zip(problem.classes, problem.class_sizes, strict=True)):
-        load += kind.attention.bytes[d] * cell.attention[c]
-        needs.append((kind.attention.workspace, cell.attention[c], n))
-        if kind.experts is not None:
-            load += kind.experts.bytes[d] * cell.held[c]
-            needs.append((kind.experts.workspace, cell.held[c], n))
-    workspace = cp.new_int_var(0, max(n_bytes for n_bytes, _, _ in needs), "")
-    for n_bytes, number, most in needs:
-        if n_bytes:
-            present = cp.new_bool_var("")
-            cp.add(number <= most * present)
-            cp.add(workspace >= n_bytes * present)
-    cp.add(load + workspace <= problem.usable[d])
 
 
 def _ends_and_experts(
@@ -247,8 +225,7 @@ def _ends_and_experts(
             cp.add(sum(cell.attention[c] - cell.local[c] for cell in mine) == sum(moved[g, d] for d in groups))
             cp.add(sum(cell.held[c] - cell.local[c] for cell in mine) == sum(moved[a, g] for a in groups))
         for (a, d), var in moved.items():
-            twin = next((e for e in range(len(problem.twins)) if e != a and problem.twins[e] == d), d)
-            ticks += kind.experts.ticks[a][twin] * var
+            ticks += kind.experts.ticks[a][problem.other_twin(a) if a == d else d] * var
     return ticks
 
 
@@ -269,11 +246,11 @@ def _route(problem: Problem, cp: cp_model.CpModel, cells: list[_Cell], groups: d
         cp.add(sum(hops[g, h] for h in groups) + last[g] == used)
         cp.add(sum(hops[h, g] for h in groups) + first[g] == used)
         if size > 1:
-            ticks += _twin_hop(problem, g) * _round_trip(cp, cells, g, size, used, first[g] + last[g])
+            ticks += problem.hop[g][problem.other_twin(g)] * _round_trip(cp, cells, g, size, used, first[g] + last[g])
         opening = problem.layer_class[0]
         cp.add(sum(cell.attention[opening] for cell in cells if cell.device == g) >= first[g])
     for (g, h), var in hops.items():
-        ticks += (_twin_hop(problem, g) if g == h else problem.hop[g][h]) * var
+        ticks += problem.hop[g][problem.other_twin(g) if g == h else h] * var
     for end, name in ((first, "embedding"), (last, "head")):
         flow = {(g, h): cp.new_bool_var("") for g in groups for h in groups}
         for g in groups:
@@ -282,12 +259,6 @@ def _route(problem: Problem, cp: cp_model.CpModel, cells: list[_Cell], groups: d
             cp.add(sum(flow[h, g] for h in groups) == end[g])
         ticks += total((problem.hop[g][h], var) for (g, h), var in flow.items())
     return ticks
-
-
-def _twin_hop(problem: Problem, g: int) -> int:
-    """Ticks between two cards of the group; 0 where there is only one."""
-    twin = next((d for d, first in enumerate(problem.twins) if first == g and d != g), g)
-    return problem.hop[g][twin]
 
 
 def _round_trip(

@@ -73,6 +73,10 @@ class Problem:
         """For each device the first device that is interchangeable with it in every cost and permission."""
         return tuple(next(e for e in range(d + 1) if self._interchangeable(d, e)) for d in range(len(self.devices)))
 
+    def other_twin(self, d: int) -> int:
+        """Another device interchangeable with d, or d itself where there is none."""
+        return next((e for e, first in enumerate(self.twins) if first == self.twins[d] and e != d), d)
+
     def _interchangeable(self, d: int, e: int) -> bool:
         if d == e:
             return True

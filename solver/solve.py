@@ -64,7 +64,8 @@ def solve(
     search.run(allowed)
     if search.best is None:
         raise InfeasiblePlacement(f"no plan found within {time_limit:g} s; raise time_limit", proven=False)
-    plan = _checked(search.best, costs, objective, allowed)
+    plan = _described(search.best, objective)
+    assert breaks(plan, allowed, problem.devices) is None, "moeplan made a plan that its own rules forbid"
     described = plan.replace(
         model=costs.profile.model,
         architecture=costs.profile.architecture,
@@ -219,12 +220,10 @@ def _hand_candidates(costs: CostModel, allowed: Allowed, problem: Problem) -> It
             yield placement
 
 
-def _checked(best: _Candidate, costs: CostModel, objective: Objective, allowed: Allowed) -> Placement:
-    """The last gate: the evaluator's own numbers go into the plan, and nothing infeasible or forbidden passes."""
-    evaluation = judge(best.placement, costs, objective)
-    assert evaluation.feasible, f"moeplan made an infeasible plan: {evaluation.short_bytes}"
-    assert breaks(best.placement, allowed, tuple(costs.device)) is None
-    return best.placement.replace(objective=objective, memory=evaluation.memory, prediction=evaluation.prediction)
+def _described(best: _Candidate, objective: Objective) -> Placement:
+    """The plan with the evaluator's own numbers."""
+    found = best.evaluation
+    return best.placement.replace(objective=objective, memory=found.memory, prediction=found.prediction)
 
 
 def _check(

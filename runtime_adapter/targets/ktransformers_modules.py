@@ -7,7 +7,7 @@ The facts were read in kvcache-ai/ktransformers: modules in `models/modeling_*.p
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from profiles.errors import TargetError
 
@@ -65,8 +65,6 @@ class Architecture:
         return (*(f"{_MODELS}.{self.modeling}.{name}" for name in names), *_MODULE)
 
 
-_MLA_LINEARS = ("q_proj", "q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj")
-_MLA_NORMS = ("q_a_layernorm", "kv_a_layernorm")
 _DEEPSEEK_V3 = Architecture(
     modeling="modeling_deepseek_v3",
     rotary=("DeepseekV3RotaryEmbedding",),
@@ -79,26 +77,20 @@ _DEEPSEEK_V3 = Architecture(
     attention_operator=f"{_OPERATORS}.attention.KDeepseekV2Attention",
     model_operator=f"{_OPERATORS}.models.KDeepseekV2Model",
     not_quantised=r"self_attn\.kv_b_proj",
-    attention_linears=_MLA_LINEARS,
-    attention_norms=_MLA_NORMS,
+    attention_linears=("q_proj", "q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj"),
+    attention_norms=("q_a_layernorm", "kv_a_layernorm"),
     shared="shared_experts",
 )
 ARCHITECTURES = {
-    "deepseek_v2": Architecture(
+    "deepseek_v2": replace(
+        _DEEPSEEK_V3,
         modeling="modeling_deepseek",
         rotary=("DeepseekV2YarnRotaryEmbedding", "DeepseekV2RotaryEmbedding"),
         rotary_operator=f"{_OPERATORS}.RoPE.YarnRotaryEmbedding",
         block="DeepseekV2MoE",
         block_operator=f"{_OPERATORS}.experts.KDeepseekV2MoE",
-        gate="MoEGate",
         gate_operator=None,
         attention="DeepseekV2Attention",
-        attention_operator=f"{_OPERATORS}.attention.KDeepseekV2Attention",
-        model_operator=f"{_OPERATORS}.models.KDeepseekV2Model",
-        not_quantised=r"self_attn\.kv_b_proj",
-        attention_linears=_MLA_LINEARS,
-        attention_norms=_MLA_NORMS,
-        shared="shared_experts",
     ),
     "deepseek_v3": _DEEPSEEK_V3,
     "kimi_k2": _DEEPSEEK_V3,
