@@ -1,0 +1,136 @@
+"""A plan tried out without a machine: the real forward of a full-size model on fake tensors, with bytes counted.
+
+Importing this file does not import torch; calling `dry_run` does.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from profiles.errors import ApplyError
+from profiles.placement import Placement
+
+
+@dataclass(frozen=True)
+class DeviceBytes:
+    """What one device held in one phase.
+
+    `weights_bytes` are parameters; `buffers_bytes` what a model keeps beside them (rotary tables, router biases);
+    `kv_bytes` the storages that the cache holds at the end of the phase; `peak_bytes` the most bytes alive at once.
+
+    `workspace_bytes` is the most bytes alive at one moment beyond parameters and KV, where each tensor of the cache
+    counts once: the copy that will outlive the phase from its birth on, until then its predecessor. While a cache
+    grows, old and new copy live together, and the old one is workspace. So peak <= weights + KV + workspace.
+    """
+
+    weights_bytes: int
+    buffers_bytes: int
+    kv_bytes: int
+    peak_bytes: int
+    workspace_bytes: int
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One forward pass: `tokens` new tokens a sequence, `context_tokens` in the cache after it.
+
+    `devices` has an entry for every device of the plan, and for the CPU, where prompt and logits are;
+    `moved_bytes` is by (from, to).
+    """
+
+    name: str
+    tokens: int
+    context_tokens: int
+    devices: Mapping[str, DeviceBytes]
+    moved_bytes: Mapping[tuple[str, str], int]
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """The phases of a dry run in order: the prompt's chunks, then one decode step a new token."""
+
+    phases: tuple[Phase, ...]
+
+    def _most(self, field: str) -> dict[str, int]:
+        return {d: max(getattr(phase.devices[d], field) for phase in self.phases) for d in self.phases[0].devices}
+
+    @property
+    def weights_bytes(self) -> dict[str, int]:
+        """Parameters by device."""
+        return self._most("weights_bytes")
+
+    @property
+    def kv_bytes(self) -> dict[str, int]:
+        """The most KV at the end of a phase, by device."""
+        return self._most("kv_bytes")
+
+    @property
+    def peak_bytes(self) -> dict[str, int]:
+        """The most bytes alive at once, by device."""
+        return self._most("peak_bytes")
+
+    @property
+    def workspace_bytes(self) -> dict[str, int]:
+        """The most workspace of any phase, by device."""
+        return self._most("workspace_bytes")
+
+
+def dry_run(
+    plan: Placement,
+    model: Any,
+    *,
+    prompt_tokens: int = 512,
+    new_tokens: int = 1,
+    batch_size: int = 1,
+    prefill_chunk: int | None = None,
+    caps: Mapping[str, int] | None = None,
+) -> DryRun:
+    """Apply `plan` to a model without weights and run its own forward: the prompt in chunks, then `new_tokens` steps.
+
+    `model` is a parsed config.json, a transformers config, or a causal LM, of which only class and config are used:
+    the run is in bf16 whatever they say of types and quantisation, with transformers' growing cache, fused attention
+    where the model uses torch's, and logits of the last token. `prefill_chunk` None reads the prompt at once. `caps`
+    are bytes by device, which may not be exceeded.
+
+    Not modelled: workspaces inside kernels, the allocator's rounding and fragmentation, CUDA contexts, and that
+    `generate()` may decode with another experts kernel than this forward.
+
+    Raises ApplyError where the plan does not fit the model, the forward meets tensors on different devices or a cap is
+    exceeded, and ProfileError where transformers cannot build the config.
+    """
+    if importlib.util.find_spec("torch") is None or importlib.util.find_spec("transformers") is None:
+        raise ApplyError("dry_run: needs torch and transformers; install moeplan[torch]")
+    for name, value in (("prompt_tokens", prompt_tokens), ("batch_size", batch_size), ("new_tokens", new_tokens)):
+        if type(value) is not int or value < (name != "new_tokens"):
+            raise ApplyError(
+                f"{name}: {value!r} is not a whole number of at least {int(name != 'new_tokens')}; mend it"
+            )
+    if prefill_chunk is not None and (type(prefill_chunk) is not int or prefill_chunk < 1):
+        raise ApplyError(f"prefill_chunk: {prefill_chunk!r} is not a whole number of at least 1; mend it")
+    steps = _steps(prompt_tokens, new_tokens, prefill_chunk or prompt_tokens)
+    return _run(plan, model, steps, batch_size, caps)
+
+
+def _steps(prompt: int, new: int, chunk: int) -> list[tuple[str, int]]:
+    """(name, tokens) of each phase."""
+    chunks = [min(chunk, prompt - start) for start in range(0, prompt, chunk)]
+    return [(f"prefill {i + 1}", n) for i, n in enumerate(chunks)] + [(f"decode {i + 1}", 1) for i in range(new)]
+
+
+def _run(
+    plan: Placement, source: Any, steps: list[tuple[str, int]], batch_size: int, caps: Mapping[str, int] | None
+) -> DryRun:
+    from runtime_adapter.apply import apply
+    from runtime_adapter.fake_devices import fake_machine, fake_name
+    from runtime_adapter.fake_model import fake_model
+    from runtime_adapter.fake_run import Count, phases
+    from runtime_adapter.meta_profile import offline_and_quiet
+
+    names = {fake_name(name): name for name in sorted({*plan.devices, "cpu"})}
+    with offline_and_quiet(), fake_machine() as ledger:
+        model = fake_model(source)
+        apply(plan, model, devices={name: fake for fake, name in names.items()})  # never undone: it ends here
+        return DryRun(tuple(phases(model, steps, batch_size, Count(model, ledger, names, caps or {}))))
