@@ -24,12 +24,15 @@ def device_name(name: str) -> str:
 DeviceName = Annotated[str, AfterValidator(device_name)]
 Ratio = Annotated[Share, Field(gt=0, le=1)]
 Margin = Annotated[Share, Field(ge=0, lt=1)]
+Count = Annotated[int, Field(ge=1, le=10**6, strict=True)]
 
 
 class Device(Noun):
     """A GPU or the CPU with its RAM. What is not given here (margin, overheads, efficiencies) has a sourced default.
 
     `launch_s` is the fixed price of running a block, `sync_s` that of handing work to this device in mid-layer.
+    Facts for people and exports, which no formula uses: physical `cores`, `threads` that may run at a time (logical
+    CPUs within affinity and quota), `numa_nodes`, and the instruction sets that matter (`isa`: avx2, amx_bf16, …).
     """
 
     error: ClassVar[type[MoeplanError]] = HardwareError
@@ -46,6 +49,10 @@ class Device(Noun):
     flops_efficiency: Ratio | None = None
     launch_s: Seconds | None = None
     sync_s: Seconds | None = None
+    cores: Count | None = None
+    threads: Count | None = None
+    numa_nodes: Count | None = None
+    isa: tuple[str, ...] | None = None
 
     @model_validator(mode="after")
     def _name_says_kind(self) -> Self:
