@@ -123,6 +123,7 @@ def latent_attention(fields: Fields, *, bias: bool = False, rope_key: str = "qk_
         values_per_token=rank + rope,
         flops_per_token_pair=2 * heads * (nope + rope + v),
         expanded_values_per_token=heads * (2 * nope + rope + v),
+        full_values_per_token=heads * (nope + rope + v),
     )
     return Mixer(under("self_attn.", tensors), cache)
 

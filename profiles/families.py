@@ -19,12 +19,15 @@ from profiles.decoder_parts import (
     gated_delta_net,
     gated_mlp,
     grouped_query_attention,
+    kept,
     latent_attention,
     layer_count,
+    linear,
     mixture,
+    norm,
 )
 from profiles.errors import ProfileError
-from profiles.tensors import ModelTensors
+from profiles.tensors import ModelTensors, Tensors, under
 
 Part = TypeVar("Part", Mixer, FeedForward)
 ATTENTION_KINDS = ("full_attention", "sliding_attention")
@@ -206,11 +209,27 @@ def _dense_first(fields: Fields, default: int, *, bias: bool = False) -> Callabl
     return lambda index: dense if index < first else sparse
 
 
-def _next_token_notes(fields: Fields) -> tuple[str, ...]:
-    """Multi-token-prediction layers come with the files but are not loaded by transformers."""
+def _with_next_token_layers(model: ModelTensors, fields: Fields) -> ModelTensors:
+    """`model` and the multi-token-prediction layers that come with its files: they are not loaded by transformers.
+
+    Each is another last layer with norms and a projection of its own before it, and its own embedding and head.
+    """
     extra = fields.count("num_nextn_predict_layers|num_mtp_layers", 0, most=MAX_LAYERS)
+    if not extra:
+        return replace(model, notes=(UNCOUNTED_BUFFERS,))
+    hidden, vocab, last = model.hidden_size, model.vocab_size, len(model.layers) - 1
+    layer = model.layers[last]
+    own = layer.attention + (layer.experts.tensors if layer.experts else ())
+    around = linear("eh_proj", hidden, 2 * hidden) + norm("enorm", hidden) + norm("hnorm", hidden)
+    around += kept("embed_tokens.weight", vocab, hidden) + norm("shared_head.norm", hidden)
+    around += kept("shared_head.head.weight", vocab, hidden)
+    tensors: Tensors = ()
+    for index in range(last + 1, last + 1 + extra):
+        prefix = f"model.layers.{index}."
+        tensors += tuple(replace(t, name=t.name.replace(f"model.layers.{last}.", prefix)) for t in own)
+        tensors += under(prefix, around)
     left_out = f"{extra} multi-token-prediction layer(s) of the checkpoint are left out, as transformers does"
-    return (UNCOUNTED_BUFFERS, left_out) if extra else (UNCOUNTED_BUFFERS,)
+    return replace(model, mtp=tensors, notes=(UNCOUNTED_BUFFERS, left_out))
 
 
 def _deepseek_v2(fields: Fields) -> ModelTensors:
@@ -220,7 +239,7 @@ def _deepseek_v2(fields: Fields) -> ModelTensors:
 
 def _deepseek_v3(fields: Fields) -> ModelTensors:
     attention = latent_attention(fields, bias=fields.flag("attention_bias", False))
-    return decoder(fields, _every_layer(attention), _dense_first(fields, 3), notes=_next_token_notes(fields))
+    return _with_next_token_layers(decoder(fields, _every_layer(attention), _dense_first(fields, 3)), fields)
 
 
 def _glm4_moe_lite(fields: Fields) -> ModelTensors:
@@ -229,7 +248,8 @@ def _glm4_moe_lite(fields: Fields) -> ModelTensors:
     attention = latent_attention(fields, bias=bias, rope_key="qk_rope_head_dim|head_dim")
     kinds = fields.per_layer("mlp_layer_types", ("dense", "sparse"), layers) or ["dense"] + ["sparse"] * (layers - 1)
     parts = {"dense": gated_mlp(fields, fields.size("intermediate_size")), "sparse": _shared_and_routed(fields)}
-    return decoder(fields, _every_layer(attention), lambda index: parts[kinds[index]], notes=_next_token_notes(fields))
+    model = decoder(fields, _every_layer(attention), lambda index: parts[kinds[index]])
+    return _with_next_token_layers(model, fields)
 
 
 def _glm4_moe(fields: Fields) -> ModelTensors:
@@ -237,7 +257,7 @@ def _glm4_moe(fields: Fields) -> ModelTensors:
     # Without head_dim transformers rounds down, and its own default config (96 heads in 4096) relies on that.
     size = max(1, fields.size("hidden_size") // fields.size("num_attention_heads"))
     attention = grouped_query_attention(fields, bias=bias, head_dim=size, qk_norm="head" if qk_norm else "none")
-    return decoder(fields, _every_layer(attention), _dense_first(fields, 1), notes=_next_token_notes(fields))
+    return _with_next_token_layers(decoder(fields, _every_layer(attention), _dense_first(fields, 1)), fields)
 
 
 def _dots1(fields: Fields) -> ModelTensors:

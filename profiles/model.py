@@ -40,20 +40,37 @@ class KindBytes(Noun):
 
 
 class Workspace(Noun):
-    """Bytes a block needs while it runs and gives back afterwards, per sequence of the batch.
+    """Bytes a block needs at one moment while it runs and gives back afterwards, per sequence of the batch.
 
-    `per_token` counts tokens of one prefill chunk, `per_context_token` the tokens the cache is reserved for,
-    `per_sequence` neither. A single number means `per_token`.
+    `per_token` counts tokens of one prefill chunk; `per_context_token` the tokens the cache is reserved for, of which a
+    layer with a window counts those it keeps; `per_token_pair` every token of the chunk with every token of the context
+    (masks, scores), `per_window_pair` with every one that the layer's window keeps; `per_sequence` none of these.
+    A moment `after_first_chunk` comes only where a chunk may meet a cache that is not empty. Of this moment and its
+    `other_moments` the largest counts. A single number means `per_token`.
     """
 
     per_token: ByteCount = 0
     per_context_token: ByteCount = 0
+    per_token_pair: ByteCount = 0
+    per_window_pair: ByteCount = 0
     per_sequence: ByteCount = 0
+    after_first_chunk: bool = False
+    other_moments: tuple[Workspace, ...] = ()
 
     @model_validator(mode="before")
     @classmethod
     def _from_one_number(cls, value: object) -> object:
         return value if isinstance(value, (dict, Workspace)) else {"per_token": value}
+
+    @model_serializer(mode="wrap")
+    def _say_what_matters(self, default: Callable[[Self], dict[str, Any]]) -> dict[str, Any]:
+        plain = ("per_token", "per_context_token", "per_sequence")
+        return {key: value for key, value in default(self).items() if value or key in plain}
+
+    @property
+    def moments(self) -> tuple[Workspace, ...]:
+        """This moment and the others."""
+        return (self, *self.other_moments)
 
 
 class Block(Noun):
@@ -95,11 +112,13 @@ class Experts(Block):
 
     `expert_weight_bytes` (one number an expert, as on a GPU) and `frequencies` (probability that a token uses
     expert i) are given where known; otherwise experts are equal, and each is used with probability active / count.
+    `projection_bytes` divides the bytes on a GPU by projection (gate, up, down), where a file shows them.
     """
 
     count: Annotated[int, Field(ge=1, le=100_000, strict=True)]
     active: Annotated[int, Field(ge=1, strict=True)]
     expert_weight_bytes: tuple[ByteCount, ...] | None = None
+    projection_bytes: dict[str, ByteCount] | None = None
     frequencies: tuple[Annotated[Share, Field(ge=0, le=1)], ...] | None = None
 
     @model_validator(mode="after")
@@ -112,6 +131,8 @@ class Experts(Block):
                 raise ValueError(f"{name} has {len(values)} entries for {self.count} experts; give one an expert")
         if self.expert_weight_bytes is not None and sum(self.expert_weight_bytes) != self.weight_bytes.gpu:
             raise ValueError(f"expert_weight_bytes sum to {sum(self.expert_weight_bytes)}, not to weight_bytes")
+        if self.projection_bytes is not None and sum(self.projection_bytes.values()) != self.weight_bytes.gpu:
+            raise ValueError(f"projection_bytes sum to {sum(self.projection_bytes.values())}, not to weight_bytes")
         return self
 
 
@@ -130,7 +151,8 @@ class ModelProfile(Document):
     """Bytes, parameters, KV and measured times of every block of a model: the profile document, schema 1.
 
     `tied_bytes` are bytes of the head that are the embedding's own tensor: on one device they are held once.
-    `architecture` is Hugging Face's `model_type` where known; exporters need it.
+    `architecture` is Hugging Face's `model_type` where known; exporters need it. `kv_quant` and `mla` say how the cache
+    is kept where that was chosen. `mtp` are multi-token-prediction layers: in the file, not loaded for plain decoding.
 
     >>> block = {"weight_bytes": "1 GB"}
     >>> tiny = ModelProfile(model="tiny", source="example", hidden_size=64, embedding=block, head=block,
@@ -143,6 +165,8 @@ class ModelProfile(Document):
     model: Annotated[str, Field(min_length=1)]
     architecture: str | None = None
     quant: str | None = None
+    kv_quant: str | None = None
+    mla: str | None = None
     source: Annotated[str, Field(min_length=1)]
     notes: tuple[str, ...] = ()
     hidden_size: Annotated[int, Field(ge=1, le=10**7, strict=True)]
@@ -151,6 +175,7 @@ class ModelProfile(Document):
     embedding: Block
     head: Block
     layers: Annotated[tuple[Layer, ...], Field(min_length=1, max_length=10_000)]
+    mtp: Block | None = None
 
     @model_validator(mode="after")
     def _tied_bytes_exist(self) -> Self:
@@ -174,3 +199,8 @@ class ModelProfile(Document):
     def weight_bytes(self) -> int:
         """Bytes of all weights on one GPU."""
         return sum(block.weight_bytes.gpu for block in self.blocks) - self.tied_bytes
+
+    @property
+    def file_bytes(self) -> int:
+        """Bytes of all tensors in the model's file: `weight_bytes`, and those of layers that are not loaded."""
+        return self.weight_bytes + (self.mtp.weight_bytes.gpu if self.mtp else 0)

@@ -1,4 +1,4 @@
-"""Bytes of a tensor under each weight format, and which format a config says its file is in.
+"""Bytes of a tensor under the weight formats of checkpoints and engines, and which of them a config says it is in.
 
 `bf16` and `fp16` are exactly 2 bytes and `fp32` exactly 4 for every parameter. The others store projections in fewer
 bits and leave embedding, head, norms, biases, routers and convolutions in bf16:
@@ -9,8 +9,13 @@ bits and leave embedding, head, norms, biases, routers and convolutions in bf16:
 - `int4`: half a byte a weight and one fp16 scale for every 128 weights along the input. Symmetric: the zero point is
   the middle of the range, so none is stored. Ignores: zero points (0.5 byte a group more), act-order indices, padding
   and repacking by kernels.
-- `mxfp4`: the routed experts' matrices in blocks of 32 weights along the input, 16 bytes of weights and one of scale;
-  everything else bf16 (gpt-oss's own files). Ignores: padding by kernels.
+- `hf_mxfp4`: the routed experts' matrices in blocks of 32 weights along the input, 16 bytes of weights and one of
+  scale; everything else bf16 (gpt-oss's own files). Ignores: padding by kernels.
+- `marlin` (GPUs): KTransformers' KLinearMarlin and KExpertsMarlin, 4 bits a weight and one fp16 scale for every 64
+  along the input, inputs padded to 128 and outputs to 64, and a lock buffer of 4 * 16 bytes for every 64 outputs; the
+  head too, but not latent attention's kv_b. Source: KLinearMarlin's defaults in kvcache-ai/ktransformers, linear.py.
+- `amx_int8`, `amx_int4` (CPUs): kt-kernel's packed experts, 1 or 1/2 byte a weight and one fp32 scale for every output
+  row (BufferB::required_size in its amx kernels); everything but routed experts bf16.
 """
 
 from __future__ import annotations
@@ -20,21 +25,20 @@ from typing import Any
 
 from profiles.document import short
 from profiles.errors import ProfileError
-from profiles.tensors import ModelTensors, Tensor
+from profiles.stored import Stored, StoredExperts, same
+from profiles.tensors import LayerTensors, ModelTensors, Tensor
 
-QUANTS = ("bf16", "fp16", "fp32", "fp8", "int8", "int4", "mxfp4")
+QUANTS = ("bf16", "fp16", "fp32", "fp8", "int8", "int4", "hf_mxfp4")
+ASK = "bf16, fp8, int4, q4_k_m, …"
+GPU_QUANTS, CPU_QUANTS = ("marlin",), ("amx_int8", "amx_int4")
+"""Formats that exist on one kind of device only."""
 PLAIN_BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
 _DTYPES = {"bfloat16": "bf16", "float16": "fp16", "half": "fp16", "float32": "fp32", "float": "fp32"}
 FP8_BLOCK = 128
 INT4_GROUP = 128
 MXFP4_BLOCK, MXFP4_BLOCK_BYTES = 32, 17
-
-
-def check_quant(quant: object) -> str:
-    """`quant` if it is a known format, else ProfileError listing the known ones."""
-    if not isinstance(quant, str) or quant not in QUANTS:
-        raise ProfileError(f"quant: {short(quant)} is not known for a config.json; use one of {', '.join(QUANTS)}")
-    return quant
+MARLIN_GROUP, MARLIN_IN, MARLIN_OUT, MARLIN_LOCKS_BYTES = 64, 128, 64, 4 * 16
+AMX_WEIGHTS_A_BYTE = {"amx_int8": 1, "amx_int4": 2}
 
 
 def value_bytes(quant: str) -> int:
@@ -43,7 +47,7 @@ def value_bytes(quant: str) -> int:
 
 
 def tensors_bytes(tensors: Iterable[Tensor], quant: str, *, experts: bool = False) -> int:
-    """Bytes of `tensors` together; `experts` says that they are routed experts, which `mxfp4` asks."""
+    """Bytes of `tensors` together; `experts` says that they are routed experts, which some formats ask."""
     return sum(tensor_bytes(tensor, quant, experts=experts) for tensor in tensors)
 
 
@@ -55,7 +59,9 @@ def tensor_bytes(tensor: Tensor, quant: str, *, experts: bool = False) -> int:
     """
     if quant in PLAIN_BYTES:
         return tensor.params * PLAIN_BYTES[quant]
-    if not tensor.quantisable or (quant == "mxfp4" and not experts):
+    if quant == "marlin":
+        return _marlin_bytes(tensor)
+    if not tensor.quantisable or (not experts and (quant == "hf_mxfp4" or quant in AMX_WEIGHTS_A_BYTE)):
         return tensor.params * 2
     rows = tensor.matrices * tensor.out_features
     if quant == "fp8":
@@ -65,21 +71,44 @@ def tensor_bytes(tensor: Tensor, quant: str, *, experts: bool = False) -> int:
         return tensor.params + 2 * rows
     if quant == "int4":
         return rows * (_up(tensor.in_features, 2) + 2 * _up(tensor.in_features, INT4_GROUP))
-    if quant == "mxfp4":
+    if quant in AMX_WEIGHTS_A_BYTE:
+        return rows * (_up(tensor.in_features, AMX_WEIGHTS_A_BYTE[quant]) + 4)
+    if quant == "hf_mxfp4":
         return rows * _up(tensor.in_features, MXFP4_BLOCK) * MXFP4_BLOCK_BYTES
     raise AssertionError(f"no rule for {quant}")
+
+
+def _marlin_bytes(tensor: Tensor) -> int:
+    is_head = tensor.name.startswith("lm_head.")
+    if not (tensor.quantisable or (is_head and len(tensor.shape) == 2)) or ".kv_b_proj." in tensor.name:
+        return tensor.params * 2
+    inputs = _up(tensor.in_features, MARLIN_IN) * MARLIN_IN
+    blocks_out = _up(tensor.out_features // tensor.stacked, MARLIN_OUT)
+    one = blocks_out * (MARLIN_OUT * (inputs // 2 + 2 * (inputs // MARLIN_GROUP)) + MARLIN_LOCKS_BYTES)
+    return tensor.matrices * tensor.stacked * one
 
 
 def _up(number: int, step: int) -> int:
     return -(-number // step)
 
 
-def check_fits_model(quant: str, model: ModelTensors) -> None:
-    """ProfileError where the format would leave this model as it was, so that nobody takes bf16 for it."""
-    if quant == "mxfp4" and not any(layer.experts for layer in model.layers):
-        raise ProfileError(
-            "quant: 'mxfp4' stores routed experts only and this model has none; use bf16, fp8, int8, int4"
-        )
+def stored_by_shape(model: ModelTensors, quant: str) -> Stored:
+    """Bytes of every block of `model` in `quant`, one of the formats of this file."""
+
+    def experts(layer: LayerTensors) -> StoredExperts | None:
+        if layer.experts is None:
+            return None
+        return StoredExperts(same(tensors_bytes(layer.experts.tensors, quant, experts=True)))
+
+    return Stored(
+        quant=quant,
+        embedding=same(tensors_bytes(model.embedding, quant)),
+        attention=tuple(same(tensors_bytes(layer.attention, quant)) for layer in model.layers),
+        experts=tuple(experts(layer) for layer in model.layers),
+        head=same(tensors_bytes(model.head, quant)),
+        tied_bytes=tensors_bytes(model.embedding[:1], quant) if model.tied else 0,
+        mtp_bytes=sum(tensor_bytes(t, quant, experts=".experts." in t.name) for t in model.mtp),
+    )
 
 
 def quant_of_config(config: Mapping[str, Any]) -> str:
@@ -93,20 +122,20 @@ def quant_of_config(config: Mapping[str, Any]) -> str:
         return "bf16"
     name = dtype.removeprefix("torch.") if isinstance(dtype, str) else dtype
     if not isinstance(name, str) or name not in _DTYPES:
-        raise ProfileError(f"{key}: {short(dtype)} is not a known type; pass quant= (one of {', '.join(QUANTS)})")
+        raise ProfileError(f"{key}: {short(dtype)} is not a known type; pass quant= ({ASK})")
     return _DTYPES[name]
 
 
 def _quant_of_method(stored: object) -> str:
     """The rule for this `quantization_config`, where there is one (gptq and awq may add zero points: see `int4`)."""
-    remedy = f"pass quant= (one of {', '.join(QUANTS)})"
+    remedy = f"pass quant= ({ASK})"
     if not isinstance(stored, dict):
         raise ProfileError(f"quantization_config: {short(stored)} is not a mapping; remove it or {remedy}")
     method = stored.get("quant_method")
     if method == "fp8" and stored.get("weight_block_size") == [FP8_BLOCK, FP8_BLOCK]:
         return "fp8"
     if method == "mxfp4":
-        return "mxfp4"
+        return "hf_mxfp4"
     if method in ("gptq", "awq") and stored.get("bits") == 4 and stored.get("group_size") == INT4_GROUP:
         return "int4"
     raise ProfileError(f"quantization_config.quant_method: no rule for {short(method)} with these settings; {remedy}")

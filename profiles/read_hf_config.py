@@ -11,33 +11,48 @@ from profiles.config_fields import Fields
 from profiles.document import short
 from profiles.errors import ProfileError
 from profiles.families import FAMILIES
+from profiles.formats import check_quant, stored_as
+from profiles.kv_cache import KvFormat
 from profiles.model import ModelProfile
-from profiles.quant import check_quant, quant_of_config
+from profiles.quant import quant_of_config
+from profiles.tensors import ModelTensors
 
 SOURCE_KEY = "_source"
 """Where a preset config names its Hugging Face repository."""
 READERS_GROUP = "moeplan.config_readers"
-"""Entry points of `(config, name, quant) -> ModelProfile` for architectures that are not built in."""
+"""Entry points of `config -> ModelTensors` for architectures that are not built in."""
 UNHANDLED_KEYS = ("per_layer_config",)
 """Keys that change shapes of single layers in a way no built-in family follows."""
 
-ConfigReader = Callable[[dict[str, Any], str, str | None], ModelProfile]
+ConfigReader = Callable[[dict[str, Any]], ModelTensors]
 
 
-def read_hf_config(config: dict[str, Any], name: str, quant: str | None = None) -> ModelProfile:
+def read_hf_config(
+    config: dict[str, Any], name: str, quant: str | None = None, kv: KvFormat | None = None
+) -> ModelProfile:
     """The profile of the model that `config` (a parsed config.json) describes, called `name`.
 
-    `quant` is the weight format, one of `profiles.quant.QUANTS`; by default the file's own `quantization_config` or
-    dtype. A family that is not built in goes to an installed reader (transformers on torch's meta device).
+    `quant` is the weight format, as `profiles.formats.check_quant` knows them; by default the file's own
+    `quantization_config` or dtype. `kv` is how the cache is kept.
     Raises ProfileError with one line (field, value, remedy); the caller puts the file's name before it.
+    """
+    weights = check_quant(quant) if quant is not None else None
+    model = model_tensors(config)
+    weights = weights or quant_of_config(with_inner_dtype(config))
+    return profile_of(model, stored_as(model, weights), name, source_of(config, weights), kv=kv)
+
+
+def model_tensors(config: dict[str, Any]) -> ModelTensors:
+    """The tensors of the model that `config` describes.
+
+    A family that is not built in goes to an installed reader (transformers on torch's meta device).
     """
     if not isinstance(config, dict):
         raise ProfileError(f"config.json: {short(config)} is not a mapping; download the file again")
     family = Fields(config).text("model_type")
     if family not in FAMILIES or any(config.get(key) is not None for key in UNHANDLED_KEYS):
-        return _other_reader(family)(config, name, quant)
-    weights = check_quant(quant) if quant is not None else quant_of_config(with_inner_dtype(config))
-    return profile_of(FAMILIES[family](Fields(config)), name, weights, source_of(config, weights))
+        return _other_reader(family)(config)
+    return FAMILIES[family](Fields(config))
 
 
 def source_of(config: dict[str, Any], quant: str) -> str:

@@ -68,7 +68,8 @@ class Cache:
 
     `window_tokens` bounds the cached tokens (sliding or chunked attention); the state does not grow with them.
     `flops_per_token_pair` and `expanded_values_per_token` (what is computed anew from the cache at every step and
-    thrown away, as multi-head latent attention does) describe its use.
+    thrown away, as multi-head latent attention does) describe its use. `full_values_per_token` is what a runtime that
+    caches latent attention's expanded keys and values keeps instead; 0 for other attention.
     """
 
     values_per_token: int = 0
@@ -77,6 +78,7 @@ class Cache:
     state_fp32_values: int = 0
     flops_per_token_pair: int = 0
     expanded_values_per_token: int = 0
+    full_values_per_token: int = 0
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,10 @@ class LayerTensors:
 
 @dataclass(frozen=True)
 class ModelTensors:
-    """A whole model. Where `tied`, the head lists the embedding's tensor once more, under its own name."""
+    """A whole model. Where `tied`, the head lists the embedding's tensor once more, under its own name.
+
+    `mtp` are the tensors of multi-token-prediction layers, which checkpoints hold and transformers does not load.
+    """
 
     architecture: str
     hidden_size: int
@@ -115,3 +120,4 @@ class ModelTensors:
     head: Tensors
     tied: bool
     notes: tuple[str, ...] = ()
+    mtp: Tensors = ()

@@ -94,6 +94,7 @@ def _with_use(cache: Cache, run: Run, layer: int, tensors: Tensors) -> Cache:
     """`cache` with the FLOPs of its use, and with what latent attention expands (its projection, and whole keys)."""
     recurrent = not cache.values_per_token and (cache.state_values or cache.state_fp32_values)
     latent = sum(t.out_features for t in tensors if ".kv_b_proj." in t.name and t.quantisable)
+    values = sum(t.in_features for t in tensors if t.name.endswith(".o_proj.weight"))
     return Cache(
         cache.values_per_token,
         cache.window_tokens,
@@ -101,4 +102,5 @@ def _with_use(cache: Cache, run: Run, layer: int, tensors: Tensors) -> Cache:
         cache.state_fp32_values,
         0 if recurrent else run.pair_flops.get(layer, 0),
         latent + run.query_values.get(layer, 0) if latent else 0,
+        run.query_values.get(layer, 0) + values if latent else 0,
     )

@@ -1,4 +1,4 @@
-"""Any architecture that transformers knows -> ModelProfile: build it on the meta device and read what it is.
+"""Any architecture that transformers knows -> ModelTensors: build it on the meta device and read what it is.
 
 Only a config is read: no remote code runs, nothing is downloaded, no weight is made. What cannot be told for certain
 (which tensors are experts, what runs outside the layers, how the cache grows) is refused with ProfileError.
@@ -9,15 +9,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from profiles.block_bytes import profile_of
 from profiles.config_fields import MAX_EXPERTS, MAX_SIZE
 from profiles.document import short
 from profiles.errors import MoeplanError, ProfileError
-from profiles.model import ModelProfile
-from profiles.quant import check_quant, quant_of_config
-from profiles.read_hf_config import not_built_in, source_of, with_inner_dtype
+from profiles.read_hf_config import not_built_in
+from profiles.tensors import ModelTensors
 from runtime_adapter.meta_errors import BY_HAND, one_line
 
 if TYPE_CHECKING:
@@ -31,11 +30,11 @@ LAYER_COUNT_KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 DROPPED_KEYS = ("auto_map", "quantization_config", "attn_implementation", "_attn_implementation", "per_layer_quant")
 
 
-def read_config(config: dict[str, Any], name: str, quant: str | None = None) -> ModelProfile:
-    """The profile of the text model that `config` (a parsed config.json) describes, as transformers would build it.
+def read_config(config: dict[str, Any]) -> ModelTensors:
+    """The tensors of the text model that `config` (a parsed config.json) describes, as transformers would build it.
 
-    `quant` is as in `profiles.read_hf_config`. Raises ProfileError with one line: transformers missing, an architecture
-    unknown to it, a config it refuses, or a model whose blocks, active experts or cache are not certain.
+    Raises ProfileError with one line: transformers missing, an architecture unknown to it, a config it refuses, or a
+    model whose blocks, active experts or cache are not certain.
     """
     family = config.get("model_type")
     try:
@@ -43,7 +42,6 @@ def read_config(config: dict[str, Any], name: str, quant: str | None = None) -> 
         import transformers  # noqa: F401
     except ImportError:
         raise not_built_in(str(family)) from None
-    weights = check_quant(quant) if quant is not None else quant_of_config(with_inner_dtype(config))
     from runtime_adapter.meta_model import model_tensors
 
     with offline_and_quiet():
@@ -57,7 +55,7 @@ def read_config(config: dict[str, Any], name: str, quant: str | None = None) -> 
                 f"config.json: transformers cannot tell its shapes: {one_line(problem)}; {BY_HAND}"
             ) from None
     note = f"shapes read from transformers' {type(model).__name__} on the meta device"
-    return profile_of(tensors, name, weights, source_of(config, weights), (note, *notes))
+    return replace(tensors, notes=(note, *notes, *tensors.notes))
 
 
 def build(config: dict[str, Any]) -> tuple[nn.Module, tuple[str, ...]]:

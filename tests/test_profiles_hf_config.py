@@ -222,7 +222,7 @@ def test_tied_head_counts_once() -> None:
 
 
 def test_formats_default_to_the_files_own() -> None:
-    own = {"deepseek-v3": "fp8", "gpt-oss-120b": "mxfp4", "mixtral-8x7b": "bf16", "llama-4-scout": "bf16"}
+    own = {"deepseek-v3": "fp8", "gpt-oss-120b": "hf_mxfp4", "mixtral-8x7b": "bf16", "llama-4-scout": "bf16"}
     for name, quant in own.items():
         assert read_hf_config(model_config_preset(name) or {}, name).quant == quant
     assert read_hf_config(SMALL | {"torch_dtype": "float16"}, "half").quant == "fp16"
@@ -241,8 +241,8 @@ def test_format_arithmetic() -> None:
         assert tensor_bytes(tensor, "fp8") == weights + 4 * (2 * (2 + 2) * 3)
         assert tensor_bytes(tensor, "int8") == weights + 2 * (2 * 384)
         assert tensor_bytes(tensor, "int4") == weights // 2 + 2 * (2 * 384 * 3)
-        assert tensor_bytes(tensor, "mxfp4", experts=True) == 2 * 384 * 10 * 17
-        assert tensor_bytes(tensor, "mxfp4") == 2 * weights
+        assert tensor_bytes(tensor, "hf_mxfp4", experts=True) == 2 * 384 * 10 * 17
+        assert tensor_bytes(tensor, "hf_mxfp4") == 2 * weights
     assert tensor_bytes(Tensor("norm.weight", (300,)), "int4") == 600
 
 
@@ -391,8 +391,8 @@ def test_a_missing_key_is_named(key: str) -> None:
 
 
 def test_unknown_formats_list_the_known_ones() -> None:
-    for quant in ("q9", "", "BF16"):
-        with pytest.raises(ProfileError, match="bf16, fp16, fp32, fp8, int8, int4, mxfp4"):
+    for quant in ("q9", "", "bf17", "marlin,bf16"):
+        with pytest.raises(ProfileError, match="bf16, fp16, fp32, fp8, int8, int4, hf_mxfp4"):
             read_hf_config(SMALL, "bad", quant)
     with pytest.raises(ProfileError, match="experts"):
         read_hf_config(as_config({"model_type": "llama"}), "dense", "mxfp4")

@@ -124,8 +124,25 @@ def test_folders_and_weight_files(tmp_path: Path) -> None:
     with pytest.raises(ProfileError, match=r"is a folder.*config\.json"):
         load_profile(tmp_path)
     (tmp_path / "m.gguf").write_bytes(b"GGUF\x03\x00")
-    with pytest.raises(ProfileError, match=r"m\.gguf: weight files are not read.*config\.json"):
+    with pytest.raises(ProfileError, match=r"m\.gguf: not a whole GGUF file.*download it again"):
         load_profile(tmp_path / "m.gguf")
+    (tmp_path / "m.bin").write_bytes(b"PK")
+    with pytest.raises(ProfileError, match=r"m\.bin: \.bin files are pickles.*config\.json"):
+        load_profile(tmp_path / "m.bin")
+    with pytest.raises(ProfileError, match=r"quant: 'bf16' cannot be chosen.*leave quant out"):
+        load_profile(tmp_path / "m.gguf", quant="bf16")
+
+
+def test_a_folder_is_read_by_what_is_in_it(tmp_path: Path) -> None:
+    config = model_config_preset("qwen3-30b-a3b")
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert load_profile(tmp_path) == load_profile(tmp_path / "config.json")
+    assert load_profile(tmp_path, "q4_k_m").quant == "q4_k_m"
+    for name in ("a.gguf", "b.gguf"):
+        (tmp_path / name).touch()
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(ProfileError, match=r"2 models in GGUF files; name a file"):
+        load_profile(tmp_path)
 
 
 def test_hardware_from_phrase_file_and_object(tmp_path: Path) -> None:
