@@ -183,8 +183,9 @@ def profile(model: Model, quant: Quant = None, as_json: AsJson = False, output: 
 
 @app.command()
 def hardware(hardware: Machine, as_json: AsJson = False, output: Output = None) -> None:
-    """Show HARDWARE's devices and links, and what was assumed."""
-    found: Hardware = load_hardware(hardware)
+    """Show HARDWARE's devices and links, and what was assumed; `local` reads and measures this machine."""
+    with Console(stderr=True).status("reading the machine …"):
+        found: Hardware = load_hardware(hardware)
     _save(found, output)
     if as_json:
         print(found.to_json())

@@ -113,22 +113,30 @@ def profile_table(profile: ModelProfile) -> Table:
 
 
 def hardware_tables(hardware: Hardware) -> list[Table]:
-    """Devices, then links."""
-    devices = _table(hardware.name, "device", "model", _number("memory"), _number("bandwidth"), _number("16-bit peak"))
+    """Devices, then cores where they are known, then links where there are any."""
+    devices = _table(
+        hardware.name, "device", "model", _number("memory"), _number("reserved"), _number("bandwidth"),
+        _number("16-bit peak"),
+    )  # fmt: skip
+    cores = _table("", "device", _number("cores"), _number("threads"), _number("NUMA nodes"), "instruction sets")
     for device in hardware.devices:
         peak = next((device.flops_per_s[k] for k in ("bf16", "fp16") if k in device.flops_per_s), None)
         devices.add_row(
             device.name,
             device.model or "",
             gb(device.memory_bytes),
-            f"{device.bandwidth_bytes_per_s / 1e9:,.0f} GB/s",
+            gb(device.reserved_bytes),
+            f"{device.bandwidth_bytes_per_s / 1e9:,.{0 if device.bandwidth_bytes_per_s >= 100e9 else 1}f} GB/s",
             "?" if peak is None else f"{peak / 1e12:,.1f} TFLOP/s",
         )
+        known = (device.cores, device.threads, device.numa_nodes)
+        if any(known) or device.isa:
+            cores.add_row(device.name, *(str(n or "?") for n in known), " ".join(device.isa or ("?",)))
     links = _table("", "link", _number("bandwidth"), _number("latency"))
     for link in hardware.links:
         rate = f"{link.bandwidth_bytes_per_s / 1e9:,.1f} GB/s"
         links.add_row(" - ".join(link.between), rate, f"{link.latency_s * 1e6:.1f} us")
-    return [devices, links]
+    return [table for table in (devices, cores, links) if table is devices or table.row_count]
 
 
 def comparison_table(title: str, found: Mapping[str, Evaluation], plans: Sequence[Placement]) -> Table:
