@@ -25,6 +25,8 @@ PASS_SECONDS = 0.05
 """One repetition lasts about this long, so that waking the threads is a small part of it."""
 FILL_BYTES = 2**24
 """Fresh memory is filled in steps of this size, between which the clock is looked at."""
+BUSY_SHARE = 0.9
+"""Where the reading threads ran less of the time than this, the machine was too busy for a fair figure."""
 STUCK_SECONDS = 10.0
 """A thread that has not answered for this long is given up."""
 
@@ -85,12 +87,14 @@ def read_bandwidth(cpus: Sequence[int], cache_bytes: int, available_bytes: int, 
     wanted = buffer_bytes_for(cache_bytes, available_bytes, limits)
     with _Crew(cpus, wanted // len(cpus) // 8 * 8, limits.seconds) as crew:
         read = {name: repeat(_passes(crew, operation), limits) for name, operation in READS.items()}
-        filled = crew.filled_bytes
+        filled, running = crew.filled_bytes, crew.running_share
     name = min(read, key=lambda name: median(read[name]))
     size = f"{filled / 2**20:,.0f} MiB"
     if cache_bytes:
         size += f" ({filled / cache_bytes:.1f} x the last-level cache)"
     how = f"{name} over uint64, {threads_told(len(cpus))}, one a CPU, {size}, {rates_told(filled, read[name])}"
+    if running < BUSY_SHARE:
+        how += f"; others used the CPUs meanwhile (these threads ran {running:.0%} of the time), idle it is faster"
     return Measured(filled / median(read[name]), how)
 
 
@@ -110,6 +114,8 @@ class _Crew:
     _job: tuple[Callable[[Any], object], int] = (len, 0)
     _filled: list[int] = field(default_factory=list)
     _spans: list[tuple[float, float]] = field(default_factory=list)
+    _ran_s: list[float] = field(default_factory=list)
+    _took_s: list[float] = field(default_factory=list)
     _problems: list[BaseException] = field(default_factory=list)
 
     def __enter__(self) -> Self:
@@ -126,6 +132,11 @@ class _Crew:
     def filled_bytes(self) -> int:
         """Bytes of all threads; each keeps as many as the slowest has filled."""
         return min(self._filled) * len(self.cpus)
+
+    @property
+    def running_share(self) -> float:
+        """Share of their working time in which the threads had a CPU: less than 1 where others use the CPUs too."""
+        return sum(self._ran_s) / max(sum(self._took_s), 1e-9)
 
     def run(self, operation: Callable[[Any], object], count: int) -> float:
         """Seconds from the first thread's start to the last one's end, each working `count` times over its memory."""
@@ -150,10 +161,13 @@ class _Crew:
             while True:  # until the gate is broken
                 self._gate.wait()
                 operation, count = self._job
-                begin = time.perf_counter()
+                begin, ran = time.perf_counter(), time.thread_time()
                 for _ in range(count):
                     operation(memory)
-                self._spans.append((begin, time.perf_counter()))
+                end = time.perf_counter()
+                self._spans.append((begin, end))
+                self._ran_s.append(time.thread_time() - ran)
+                self._took_s.append(end - begin)
                 self._gate.wait()
         except threading.BrokenBarrierError:
             pass  # the work is over, or another thread has failed

@@ -227,6 +227,13 @@ def test_a_thread_that_fails_is_the_probes_failure(monkeypatch: pytest.MonkeyPat
         probes.read_bandwidth(read_facts().usable, 0, GIB, QUICK)
 
 
+def test_a_busy_machine_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probes, "BUSY_SHARE", float("inf"))
+    assert "others used the CPUs" in probes.read_bandwidth(read_facts().usable, 0, GIB, QUICK).how
+    monkeypatch.setattr(probes, "BUSY_SHARE", 0.0)
+    assert "others" not in probes.read_bandwidth(read_facts().usable, 0, GIB, QUICK).how
+
+
 def test_large_products_are_left_out_when_small_ones_take_the_time() -> None:
     asked = []
 
