@@ -14,7 +14,14 @@ from profiles.model import Attention, Block, Experts, KindBytes, Layer, ModelPro
 from profiles.quant import value_bytes
 from profiles.stored import Stored, StoredExperts, same
 from profiles.tensors import LayerTensors, ModelTensors, params
-from profiles.workspace import attention_workspace, embedding_workspace, experts_workspace, head_workspace
+from profiles.workspace import (
+    Surroundings,
+    attention_workspace,
+    embedding_workspace,
+    experts_workspace,
+    head_workspace,
+    surroundings,
+)
 
 FP32_BYTES = 4
 
@@ -41,6 +48,7 @@ def _profile(
     model: ModelTensors, stored: Stored, name: str, source: str, notes: tuple[str, ...], kv: KvFormat
 ) -> ModelProfile:
     value = value_bytes(stored.quant)
+    around = surroundings(model, value)
     parts = zip(model.layers, stored.attention, stored.experts, strict=True)
     return ModelProfile(
         model=name,
@@ -56,25 +64,26 @@ def _profile(
         embedding=Block(
             weight_bytes=stored.embedding,
             params=params(model.embedding),
-            workspace_bytes=embedding_workspace(model.hidden_size, value),
+            workspace_bytes=embedding_workspace(around),
         ),
         head=Block(
             weight_bytes=stored.head,
             params=params(model.head),
-            workspace_bytes=head_workspace(model.hidden_size, model.vocab_size, value),
+            workspace_bytes=head_workspace(around),
         ),
-        layers=[_layer(layer, weight, experts, model.hidden_size, value, kv) for layer, weight, experts in parts],
+        layers=[_layer(layer, weight, experts, around, kv) for layer, weight, experts in parts],
         mtp=Block(weight_bytes=same(stored.mtp_bytes)) if stored.mtp_bytes else None,
     )
 
 
 def _layer(
-    layer: LayerTensors, weight: KindBytes, stored: StoredExperts | None, hidden: int, value: int, kv: KvFormat
+    layer: LayerTensors, weight: KindBytes, stored: StoredExperts | None, around: Surroundings, kv: KvFormat
 ) -> Layer:
+    value = around.value
     attention = Attention(
         weight_bytes=weight,
         params=params(layer.attention),
-        workspace_bytes=attention_workspace(layer.attention, layer.cache, hidden, value),
+        workspace_bytes=attention_workspace(layer, around),
         kv_bytes_per_token=kv_bytes_per_token(layer.cache, kv, value),
         kv_window_tokens=layer.cache.window_tokens,
         state_bytes=layer.cache.state_values * value + layer.cache.state_fp32_values * FP32_BYTES,
@@ -85,7 +94,7 @@ def _layer(
     experts = Experts(
         weight_bytes=stored.total,
         params=params(layer.experts.tensors),
-        workspace_bytes=experts_workspace(layer.experts, hidden, value),
+        workspace_bytes=experts_workspace(layer.experts, around),
         count=layer.experts.count,
         active=layer.experts.active,
         expert_weight_bytes=stored.each,
