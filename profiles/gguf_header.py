@@ -62,12 +62,12 @@ def read_header(path: Path) -> GgufHeader:
         if magic != b"GGUF":
             raise ProfileError(one_line(f"{path}: starts with {short(magic)}, not with GGUF; give a GGUF file"))
         reader = _Reader(path)
+        return GgufHeader(path, reader.plain_fields(), tuple(reader.entries))
     except (ValueError, KeyError, IndexError, OverflowError, TypeError, struct.error) as problem:
         reason = short(str(problem.args[0]) if problem.args else type(problem).__name__, 160).strip("'\"")
         raise ProfileError(one_line(f"{path}: not a whole GGUF file: {reason}; download it again")) from None
     except OSError as problem:
         raise ProfileError(one_line(f"{path}: cannot be read: {problem.strerror or problem}; check it")) from None
-    return GgufHeader(path, reader.plain_fields(), tuple(reader.entries))
 
 
 class _Reader(GGUFReader):

@@ -39,7 +39,8 @@ HF_NAMES = {
     "ffn_gate_inp_shexp": "mlp.shared_expert_gate", "ffn_gate_shexp": "mlp.shared_experts.gate_proj",
     "ffn_up_shexp": "mlp.shared_experts.up_proj", "ffn_down_shexp": "mlp.shared_experts.down_proj",
     "ssm_in": "linear_attn.in_proj_qkvz", "ssm_ba": "linear_attn.in_proj_ba", "ssm_out": "linear_attn.out_proj",
-    "ssm_conv1d": "linear_attn.conv1d",
+    "ssm_conv1d": "linear_attn.conv1d", "ssm_a": "linear_attn.A_log", "ssm_dt": "linear_attn.dt_bias",
+    "ssm_norm": "linear_attn.norm",
 }  # fmt: skip
 KEPT = ("_norm", "ffn_gate_inp", "ssm_conv1d")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 from gguf.constants import LlamaFileType
@@ -32,11 +33,20 @@ def read_gguf(path: Path, kv: KvFormat | None = None) -> ModelProfile:
     try:
         model, notes = model_of(fields, entries)
         stored = stored_in_file(fields, entries, _quant(fields))
+        kv, cache_notes = _cache_format(kv or KvFormat(), {entry.tensor.name for entry in entries})
         name = SHARD.sub("", path.name).removesuffix(".gguf") or path.stem
         files = f"{len(shards)} GGUF files" if len(shards) > 1 else "GGUF"
-        return profile_of(model, stored, name, f"{files}, {_quant(fields)}, bytes as stored", notes, kv)
+        return profile_of(model, stored, name, f"{files}, {_quant(fields)}, bytes as stored", notes + cache_notes, kv)
     except MoeplanError as problem:
         raise ProfileError(one_line(f"{path}: {problem}")) from None
+
+
+def _cache_format(kv: KvFormat, names: set[str]) -> tuple[KvFormat, tuple[str, ...]]:
+    """llama.cpp keeps the latent of latent attention only where the file's kv_b is split for it (since spring 2025)."""
+    if kv.mla is not None or "blk.0.attn_kv_b.weight" not in names or "blk.0.attn_k_b.weight" in names:
+        return kv, ()
+    note = "latent attention's cache is counted expanded, as llama.cpp keeps it for a file with a whole kv_b"
+    return replace(kv, mla="expanded"), (f"{note}; mla=compressed for runtimes that keep the latent",)
 
 
 def _quant(fields: Metadata) -> str:
