@@ -146,8 +146,11 @@ def parse_json(raw: bytes, path: Path, what: str) -> Any:
     if brackets > 3 * MAX_TENSORS + 1000 or commas > 8 * MAX_TENSORS:  # an entry has 3 brackets, and rarely 8 commas
         raise bad(path, f"{what}: more than {MAX_TENSORS} tensors; no known checkpoint comes near, {AGAIN}")
     try:
-        return json.loads(raw.decode("utf-8"), object_pairs_hook=_object)
-    except UnicodeDecodeError:
+        found = json.loads(raw.decode("utf-8"), object_pairs_hook=_object)
+        if b"\\u" in raw:  # an escape can write half a character, which no file or screen takes
+            json.dumps(found, ensure_ascii=False).encode("utf-8")
+        return found
+    except UnicodeError:
         reason = "not UTF-8 text"
     except json.JSONDecodeError as problem:
         reason = f"not valid JSON: {problem.msg} at character {problem.pos}"
