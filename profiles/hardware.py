@@ -30,7 +30,8 @@ Count = Annotated[int, Field(ge=1, le=10**6, strict=True)]
 class Device(Noun):
     """A GPU or the CPU with its RAM. What is not given here (margin, overheads, efficiencies) has a sourced default.
 
-    `launch_s` is the fixed price of running a block, `sync_s` that of handing work to this device in mid-layer.
+    `context_bytes` is what driver and libraries hold in a process before its first tensor; the safety margin covers it
+    where it is large enough, what is over counts as used. `launch_s` is the fixed price of running a block, `sync_s` that of handing work to this device in mid-layer.
     Facts for people and exports, which no formula uses: physical `cores`, `threads` that may run at a time (logical
     CPUs within affinity and quota), `numa_nodes`, and the instruction sets that matter (`isa`: avx2, amx_bf16, …).
     """
@@ -43,6 +44,7 @@ class Device(Noun):
     memory_bytes: Annotated[ByteCount, Field(gt=0)]
     reserved_bytes: ByteCount = 0
     safety_margin: Margin | None = None
+    context_bytes: ByteCount | None = None
     bandwidth_bytes_per_s: BytesPerSecond
     flops_per_s: Annotated[dict[str, FlopPerSecond], Field(min_length=1)]
     bandwidth_efficiency: Ratio | None = None

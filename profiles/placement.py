@@ -69,13 +69,17 @@ class LayerPlacement(Noun):
 
 
 class DeviceMemory(Noun):
-    """Bytes on one device, counted as docs/model.md says. `used_bytes` must not exceed `usable_bytes`."""
+    """Bytes on one device, counted as docs/model.md says. `used_bytes` must not exceed `usable_bytes`.
+
+    `load_peak_bytes` is the most that the runtime holds there while it loads the weights, where that is known.
+    """
 
     weights_bytes: Count
     kv_bytes: Count
     workspace_bytes: Count
     reserved_bytes: Count
     usable_bytes: Count
+    load_peak_bytes: Count | None = None
 
     @property
     def used_bytes(self) -> int:
@@ -110,6 +114,8 @@ class Placement(Document):
     model: str | None = None
     architecture: str | None = None
     quant: str | None = None
+    kv_quant: str | None = None
+    mla: str | None = None
     hardware: str | None = None
     target: str | None = None
     granularity: Granularity | None = None

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 from profiles.catalogue import (
+    GPU_CONTEXT_BYTES,
     CpuPart,
     GpuPart,
     catalogue,
@@ -216,6 +217,7 @@ def gpu_device(name: str, part: GpuPart, memory_bytes: int) -> Device:
         kind="gpu",
         model=part.name,
         memory_bytes=memory_bytes,
+        context_bytes=GPU_CONTEXT_BYTES,
         bandwidth_bytes_per_s=part.bandwidth_bytes_per_s,
         flops_per_s=part.flops_per_s,
     )

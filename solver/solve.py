@@ -70,6 +70,8 @@ def solve(
         model=costs.profile.model,
         architecture=costs.profile.architecture,
         quant=costs.profile.quant,
+        kv_quant=costs.profile.kv_quant,
+        mla=costs.profile.mla,
         hardware=costs.hardware.name,
         target=target,
         granularity=granularity,
@@ -101,7 +103,7 @@ def evaluate(
         raise MoeplanError(f"evaluate: the plan names no {'model' if model is None else 'hardware'}; pass it")
     margin = next(m for m in (safety_margin, plan.safety_margin, 0.10) if m is not None)
     costs = CostModel(
-        load_profile(model, quant=_quant_to_read(plan) if profile is None else None),
+        load_profile(model, **_format_to_read(plan)) if profile is None else load_profile(profile),
         load_hardware(machine),
         load_workload(plan.workload if workload is None else workload),
         safety_margin=_margin(margin),
@@ -109,9 +111,11 @@ def evaluate(
     return judge(plan, costs, objective or plan.objective or "request")
 
 
-def _quant_to_read(plan: Placement) -> str | None:
-    """The plan's quant where its model is read from shapes; a profile document has its bytes and takes none."""
-    return plan.quant if plan.model is not None and model_config_preset(plan.model) is not None else None
+def _format_to_read(plan: Placement) -> dict[str, Any]:
+    """The plan's formats where its model is read from shapes; a profile document has its bytes and takes none."""
+    if plan.model is None or model_config_preset(plan.model) is None:
+        return {}
+    return {"quant": plan.quant, "kv_quant": plan.kv_quant, "mla": plan.mla}
 
 
 @dataclass

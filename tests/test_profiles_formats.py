@@ -65,10 +65,11 @@ def test_neighbouring_layers_differ_as_in_a_published_file() -> None:
     assert sum(profile.layers[0].experts.projection_bytes.values()) == one[0] * 128
 
 
-@pytest.mark.parametrize("mix", MIXES)
-@pytest.mark.parametrize(
-    "preset", ["mixtral-8x7b", "gpt-oss-120b", "qwen1.5-moe-a2.7b", "glm-4.5-air", "llama-3.1-70b"]
-)
+SPARSE = ("mixtral-8x7b", "gpt-oss-120b", "qwen1.5-moe-a2.7b", "glm-4.5-air")
+DENSE = [(mix, "llama-3.1-70b") for mix in MIXES if mix != "mxfp4_moe"]
+
+
+@pytest.mark.parametrize(("mix", "preset"), [(mix, preset) for mix in MIXES for preset in SPARSE] + DENSE)
 def test_every_mix_of_every_kind_of_model(mix: str, preset: str) -> None:
     """Every row is a whole number of blocks, and bits a weight are between the smallest and the largest type."""
     profile = load_profile(preset, mix)
