@@ -17,8 +17,10 @@ _ROOT = (
 """What stands before the text model's own names: longest first."""
 _LAYER = re.compile(rf"({_ROOT})(?:layers|h|blocks)\.([0-9]{{1,6}})\.(.+)", re.DOTALL)
 _OUTSIDE = re.compile(rf"{_ROOT}(([^.]+).*)", re.DOTALL)
-_EXPERTS = re.compile(r"(?:^|\.)(?:experts|switch_mlp)\.(?:([0-9]{1,6})\.)?(.+)", re.DOTALL)
-"""`switch_mlp` is mlx-lm's name for them. Shared experts are called `shared_expert(s)` and do not match."""
+_EXPERTS = re.compile(
+    r"(?:^|\.)(?:experts|switch_mlp|block_sparse_moe(?=\.(?:input|output)_linear))\.(?:([0-9]{1,6})\.)?(.+)", re.DOTALL
+)
+"""`switch_mlp` is mlx-lm's name for them, and Granite has none. `shared_expert(s)` are others and do not match."""
 _PROJECTION = re.compile(
     r"(?:^|[._])(?:(gate_up_proj|up_gate_proj|gate_and_up_proj|gate_up|w13|input_linear)|(gate_proj|w1)"
     r"|(up_proj|w3|v1)|(down_proj|output_linear|w2))(?![a-z0-9])"
