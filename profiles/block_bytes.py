@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from profiles.document import first_problem
 from profiles.errors import ProfileError
 from profiles.kv_cache import KvFormat, kv_bytes_per_token
+from profiles.llama_cpp_buffers import attention_buffer, embedding_buffer, experts_buffer, head_buffer
 from profiles.model import Attention, Block, Experts, KindBytes, Layer, ModelProfile
 from profiles.quant import value_bytes
 from profiles.stored import Stored, StoredExperts, same
@@ -24,6 +25,7 @@ from profiles.workspace import (
 )
 
 FP32_BYTES = 4
+LLAMA_CPP = "llama.cpp"
 
 
 def profile_of(
@@ -65,11 +67,13 @@ def _profile(
             weight_bytes=stored.embedding,
             params=params(model.embedding),
             workspace_bytes=embedding_workspace(around),
+            workspace_by_target={LLAMA_CPP: embedding_buffer(model)},
         ),
         head=Block(
             weight_bytes=stored.head,
             params=params(model.head),
             workspace_bytes=head_workspace(around),
+            workspace_by_target={LLAMA_CPP: head_buffer(model)},
         ),
         layers=[_layer(layer, weight, experts, around, kv) for layer, weight, experts in parts],
         mtp=Block(weight_bytes=same(stored.mtp_bytes)) if stored.mtp_bytes else None,
@@ -84,6 +88,7 @@ def _layer(
         weight_bytes=weight,
         params=params(layer.attention),
         workspace_bytes=attention_workspace(layer, around),
+        workspace_by_target={LLAMA_CPP: attention_buffer(layer, around.hidden)},
         kv_bytes_per_token=kv_bytes_per_token(layer.cache, kv, value),
         kv_window_tokens=layer.cache.window_tokens,
         state_bytes=layer.cache.state_values * value + layer.cache.state_fp32_values * FP32_BYTES,
@@ -95,6 +100,7 @@ def _layer(
         weight_bytes=stored.total,
         params=params(layer.experts.tensors),
         workspace_bytes=experts_workspace(layer.experts, around),
+        workspace_by_target={LLAMA_CPP: experts_buffer(layer.experts, around.hidden)},
         count=layer.experts.count,
         active=layer.experts.active,
         expert_weight_bytes=stored.each,

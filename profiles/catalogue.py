@@ -21,8 +21,8 @@ LINK_LATENCY_S = 10e-6
 """Latency of any link. An assumption: a small copy over PCIe takes about this long; no source gives it by part."""
 
 GPU_CONTEXT_BYTES = 750 * 2**20
-"""What a process holds on a GPU beside its tensors: CUDA context, kernels, cuBLAS workspace. llama.cpp prints 749 MiB as
-"unaccounted" on an RTX PRO 6000 (ggml-org/llama.cpp issue 27953); older cards were seen with 250 to 600 MiB."""
+"""What a process holds on a GPU beside its tensors: CUDA context, kernels, cuBLAS workspace. llama.cpp prints 749 MiB
+as "unaccounted" on an RTX PRO 6000 (ggml-org/llama.cpp issue 27953); older cards were seen with 250 to 600 MiB."""
 
 Flops = Annotated[dict[str, FlopPerSecond], Field(min_length=1)]
 

@@ -14,6 +14,7 @@ from gguf.constants import TENSOR_NAMES
 from gguf.tensor_mapping import TensorNameMap
 
 from profiles.gguf_tensors import GgmlType, GgufTensor, tensor_bytes
+from profiles.llama_cpp_buffers import latent_heads
 from profiles.llama_cpp_mix import Facts, mix_types
 from profiles.stored import Stored, StoredExperts, same
 from profiles.tensors import LayerTensors, ModelTensors, Tensor, Tensors
@@ -120,8 +121,7 @@ def _attention(index: int, layer: LayerTensors, splits_kv_b: bool) -> list[GgufT
 def _split_kv_b(index: int, kv_b: Tensor, layer: LayerTensors) -> list[GgufTensor]:
     """attn_k_b is stored transposed: its rows are as long as the part of a head without rotary positions."""
     out = next(t for t in layer.attention if t.name.endswith(".o_proj.weight"))
-    rank, values = kv_b.in_features, out.in_features
-    heads = (layer.cache.full_values_per_token - kv_b.out_features) // (layer.cache.values_per_token - rank)
+    rank, values, heads = kv_b.in_features, out.in_features, latent_heads(layer)
     keys = (kv_b.out_features - values) // heads
     return [
         GgufTensor(f"blk.{index}.attn_k_b.weight", (keys, rank, heads)),

@@ -31,7 +31,8 @@ class Device(Noun):
     """A GPU or the CPU with its RAM. What is not given here (margin, overheads, efficiencies) has a sourced default.
 
     `context_bytes` is what driver and libraries hold in a process before its first tensor; the safety margin covers it
-    where it is large enough, what is over counts as used. `launch_s` is the fixed price of running a block, `sync_s` that of handing work to this device in mid-layer.
+    where it is large enough, what is over counts as used. `launch_s` is the fixed price of running a block, `sync_s`
+    that of handing work to this device in mid-layer.
     Facts for people and exports, which no formula uses: physical `cores`, `threads` that may run at a time (logical
     CPUs within affinity and quota), `numa_nodes`, and the instruction sets that matter (`isa`: avx2, amx_bf16, …).
     """

@@ -76,6 +76,7 @@ class Workspace(Noun):
 class Block(Noun):
     """A unit of placement. Unknown `params` and `workspace_bytes` are estimated by the cost model, which says how.
 
+    `workspace_by_target` is what a runtime needs that works in another way than transformers ("llama.cpp").
     `measured_seconds` maps a device kind, a device's model or its name to {tokens in the step: seconds}; a measured
     time beats the formula.
     """
@@ -83,6 +84,7 @@ class Block(Noun):
     weight_bytes: KindBytes
     params: Annotated[int, Field(ge=0, le=10**18, strict=True)] | None = None
     workspace_bytes: Workspace | None = None
+    workspace_by_target: dict[str, Workspace] | None = None
     measured_seconds: TimePoints | None = None
 
     @model_validator(mode="after")
