@@ -40,9 +40,19 @@ app = typer.Typer(
     help="Plans where the layers and experts of a Mixture-of-Experts model live on several GPUs and a CPU.",
 )
 
-Model = Annotated[str, typer.Argument(help="a preset, a profile YAML or a Hugging Face config.json")]
+Model = Annotated[
+    str,
+    typer.Argument(help="a preset, a .gguf, safetensors or their folder, a Hugging Face config.json, a profile YAML"),
+]
 Machine = Annotated[str, typer.Argument(help="a preset, a YAML or a phrase such as 8xL40-46GB,ram=512GB")]
-Quant = Annotated[str | None, typer.Option(help="weight format where the file does not say: bf16, fp8, int4, …")]
+Quant = Annotated[
+    str | None,
+    typer.Option(help="weight format where the file does not say: bf16, fp8, q4_k_m, gpu=marlin,cpu=q8_0, …"),
+]
+KvQuant = Annotated[
+    str | None, typer.Option(help="type of the KV cache: fp16, fp8, q8_0, q4_0, … [default: the model's]")
+]
+Mla = Annotated[str | None, typer.Option(help="cache of latent attention: compressed or expanded")]
 AsJson = Annotated[bool, typer.Option("--json", help="print one JSON document and nothing else")]
 Output = Annotated[Path | None, typer.Option("--output", "-o", help="write to this file")]
 PromptTokens = Annotated[int, typer.Option(help="prompt tokens of a request")]
@@ -77,6 +87,8 @@ def solve(
     model: Model,
     hardware: Machine,
     quant: Quant = None,
+    kv_quant: KvQuant = None,
+    mla: Mla = None,
     prompt_tokens: PromptTokens = 512,
     generated_tokens: GeneratedTokens = 128,
     batch_size: BatchSize = 1,
@@ -101,7 +113,7 @@ def solve(
         "seed": seed,
     }  # fmt: skip
     request = workload(prompt_tokens, generated_tokens, batch_size, context_tokens, prefill_chunk)
-    profile, machine = load_profile(model, quant=quant), load_hardware(hardware)
+    profile, machine = load_profile(model, quant, kv_quant=kv_quant, mla=mla), load_hardware(hardware)
     try:
         with Console(stderr=True).status(f"placing {profile.model} on {machine.name} …"):
             plan = solve_plan(profile, machine, request, **options)
@@ -125,6 +137,8 @@ def check(
     model: Annotated[str | None, typer.Option(help="instead of the model the plan names")] = None,
     hardware: Annotated[str | None, typer.Option(help="instead of the hardware the plan names")] = None,
     quant: Quant = None,
+    kv_quant: KvQuant = None,
+    mla: Mla = None,
     safety_margin: Annotated[float | None, typer.Option(help="instead of the plan's own")] = None,
     prompt_tokens: Annotated[int | None, typer.Option(help="instead of the plan's own")] = None,
     generated_tokens: Annotated[int | None, typer.Option(help="instead of the plan's own")] = None,
@@ -134,7 +148,7 @@ def check(
     as_json: AsJson = False,
 ) -> None:
     """Say what RULES puts on each device, which devices overflow and by how many bytes; exit 3 if any does."""
-    profile = load_profile(model, quant=quant) if model is not None else None
+    profile = load_profile(model, quant, kv_quant=kv_quant, mla=mla) if model is not None else None
     plan = _read_plan(rules, profile)
     changes = {
         "prompt_tokens": prompt_tokens, "generated_tokens": generated_tokens, "batch_size": batch_size,
@@ -169,9 +183,16 @@ def export(
 
 
 @app.command()
-def profile(model: Model, quant: Quant = None, as_json: AsJson = False, output: Output = None) -> None:
+def profile(
+    model: Model,
+    quant: Quant = None,
+    kv_quant: KvQuant = None,
+    mla: Mla = None,
+    as_json: AsJson = False,
+    output: Output = None,
+) -> None:
     """Show MODEL's blocks and bytes, and what was assumed."""
-    found: ModelProfile = load_profile(model, quant=quant)
+    found: ModelProfile = load_profile(model, quant, kv_quant=kv_quant, mla=mla)
     _save(found, output)
     if as_json:
         print(found.to_json())

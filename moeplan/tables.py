@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from rich import box
 from rich.table import Column, Table
 from rich.text import Text
 
-from profiles import Block, DeviceMemory, Hardware, ModelProfile, Placement, Prediction
+from profiles import Attention, Block, DeviceMemory, Experts, Hardware, ModelProfile, Placement, Prediction
 from profiles.placement import in_short
 from profiles.units import gb
 from solver import Evaluation
@@ -84,32 +84,65 @@ def proof_line(plan: Placement) -> str:
 
 
 def profile_table(profile: ModelProfile) -> Table:
-    """Blocks and bytes, equal layers in one row."""
+    """Blocks and bytes, equal layers in one row; one column of bytes where GPU and CPU store the same."""
+    rows = list(_profile_rows(profile))
+    differ = any(block.weight_bytes.gpu != block.weight_bytes.cpu for _, _, block in rows)
+    sizes = ("bytes on a GPU", "on the CPU") if differ else ("bytes each",)
     table = _table(
         f"{profile.model}: {gb(profile.weight_bytes)} of weights",
-        "block", _number("bytes on a GPU"), _number("on the CPU"), _number("parameters"),
-        _number("KV a token"), _number("experts"),
+        "block", Column("layers", no_wrap=True), *(_number(name) for name in sizes), _number("together"),
+        _number("parameters"), _number("KV a token"), _number("experts"), _number("one expert"),
     )  # fmt: skip
-
-    def row(name: str, block: Block, kv: str = "", experts: str = "") -> None:
+    for name, layers, block in rows:
         weight, params = block.weight_bytes, block.params
-        table.add_row(name, f"{weight.gpu:,}", f"{weight.cpu:,}", "?" if params is None else f"{params:,}", kv, experts)
+        cells = [f"{weight.gpu:,}", f"{weight.cpu:,}"] if differ else [f"{weight.gpu:,}"]
+        together = gb(weight.gpu * max(1, len(layers)))
+        parameters = "?" if params is None else f"{params:,}"
+        table.add_row(name, _layers_cell(layers), *cells, together, parameters, _kv_cell(block), *_experts_cells(block))
+    if profile.mtp is not None:
+        table.caption = (
+            f"with multi-token-prediction layers, which are not loaded, the file has {gb(profile.file_bytes)}"
+        )
+        table.caption_justify = "left"
+    return table
 
-    row("embedding", profile.embedding)
+
+def _profile_rows(profile: ModelProfile) -> Iterator[tuple[str, list[int], Block]]:
+    """(block, its layers if it is in any, the block), one for each kind."""
+    yield "embedding", [], profile.embedding
     layer_class = profile.layer_class
     for same in dict.fromkeys(layer_class):
         numbers = [number for number, first in enumerate(layer_class) if first == same]
-        attention, experts = profile.layers[same].attention, profile.layers[same].experts
-        kv = f"{attention.kv_bytes_per_token:,}"
-        if attention.kv_window_tokens is not None:
-            kv += f" (last {attention.kv_window_tokens:,})"
-        if attention.state_bytes:
-            kv += f" + {attention.state_bytes:,} once"
-        row(f"attention {in_short(numbers)}", attention, kv)
-        if experts is not None:
-            row(f"experts {in_short(numbers)}", experts, experts=f"{experts.active} of {experts.count}")
-    row("head", profile.head)
-    return table
+        layer = profile.layers[same]
+        yield "attention", numbers, layer.attention
+        if layer.experts is not None:
+            yield "experts", numbers, layer.experts
+    yield "head", [], profile.head
+
+
+def _layers_cell(layers: list[int]) -> str:
+    """The layers in short; of many separate runs the first and the last."""
+    runs = in_short(layers).split(",") if layers else []
+    return ",".join(runs if len(runs) <= 4 else [*runs[:2], "…", runs[-1]]) + (f" ({len(layers)})" if layers else "")
+
+
+def _kv_cell(block: Block) -> str:
+    if not isinstance(block, Attention):
+        return ""
+    if block.state_bytes and not block.kv_bytes_per_token:
+        return f"{block.state_bytes:,} once"
+    cell = f"{block.kv_bytes_per_token:,}"
+    if block.kv_window_tokens is not None:
+        cell += f" (last {block.kv_window_tokens:,})"
+    return cell + (f" + {block.state_bytes:,} once" if block.state_bytes else "")
+
+
+def _experts_cells(block: Block) -> tuple[str, str]:
+    if not isinstance(block, Experts):
+        return "", ""
+    each = block.expert_weight_bytes
+    one = f"{block.weight_bytes.gpu // block.count:,}" if each is None else f"{min(each):,}-{max(each):,}"
+    return f"{block.active} of {block.count}", one
 
 
 def hardware_tables(hardware: Hardware) -> list[Table]:

@@ -41,7 +41,7 @@ class Stored:
 
 
 def by_kind(quant: str, gpu: Stored, cpu: Stored) -> Stored:
-    """What `gpu` stores on GPUs and `cpu` on the CPU. What is tied is held once only where both say so."""
+    """What `gpu` stores on GPUs and `cpu` on the CPU; no file is like that, so there is nothing beside the blocks."""
 
     def both(on_gpu: KindBytes, on_cpu: KindBytes) -> KindBytes:
         return KindBytes(gpu=on_gpu.gpu, cpu=on_cpu.cpu)
@@ -58,6 +58,5 @@ def by_kind(quant: str, gpu: Stored, cpu: Stored) -> Stored:
         experts=tuple(experts(a, b) for a, b in zip(gpu.experts, cpu.experts, strict=True)),
         head=both(gpu.head, cpu.head),
         tied_bytes=min(gpu.tied_bytes, cpu.tied_bytes),
-        mtp_bytes=gpu.mtp_bytes,
         notes=tuple(dict.fromkeys(gpu.notes + cpu.notes)),
     )
