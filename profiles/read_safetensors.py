@@ -139,7 +139,7 @@ def _read_index(path: Path) -> dict[str, set[str]]:
         raw = file.read(MAX_INDEX_BYTES + 1)
     if len(raw) > MAX_INDEX_BYTES:
         raise bad(path, f"more than the {MAX_INDEX_BYTES} bytes that an index may have; {AGAIN}")
-    index = parse_json(raw, path, "index")
+    index = parse_json(raw, path, "index", commas_each=1)
     placed = index.get("weight_map") if type(index) is dict else None
     if type(placed) is not dict or not placed:
         raise bad(path, f"weight_map: {short(placed)} instead of a mapping of tensors to files; {AGAIN}")
@@ -171,9 +171,11 @@ def _check_index(folder: Path, headers: Headers, index: dict[str, set[str]]) -> 
     """Index and files name the same tensors in the same places."""
     for path, tensors in headers.items():
         listed = index[path.name]
-        if lost := next((name for name in listed if name not in tensors), None):
+        lost = next((name for name in listed if name not in tensors), None)
+        if lost is not None:
             raise bad(path, f"tensor {short(lost)} is not in it, though the index says so; {AGAIN}")
-        if stray := next((name for name in tensors if name not in listed), None):
+        stray = next((name for name in tensors if name not in listed), None)
+        if stray is not None:
             raise bad(path, f"tensor {short(stray)} is in it, but the index does not say so; {AGAIN}, or the index")
 
 

@@ -140,10 +140,13 @@ def _check_start(path: Path, start: bytes, length: int, size: int, left: int) ->
         raise bad(path, f"headers of more than {MAX_ALL_HEADERS_BYTES} bytes so far; give one checkpoint's files only")
 
 
-def parse_json(raw: bytes, path: Path, what: str) -> Any:
-    """The value of a header or an index, tensors in it as `Entry`, in bounded memory; a key given twice is refused."""
+def parse_json(raw: bytes, path: Path, what: str, commas_each: int = 8) -> Any:
+    """The value of a header or an index, tensors in it as `Entry`, in bounded memory; a key given twice is refused.
+
+    A tensor has 3 brackets at most and, of the whole file on average, `commas_each` commas.
+    """
     brackets, commas = raw.count(b"{") + raw.count(b"["), raw.count(b",")
-    if brackets > 3 * MAX_TENSORS + 1000 or commas > 8 * MAX_TENSORS:  # an entry has 3 brackets, and rarely 8 commas
+    if brackets > 3 * MAX_TENSORS + 1000 or commas > commas_each * MAX_TENSORS + 1000:
         raise bad(path, f"{what}: more than {MAX_TENSORS} tensors; no known checkpoint comes near, {AGAIN}")
     try:
         found = json.loads(raw.decode("utf-8"), object_pairs_hook=_object)

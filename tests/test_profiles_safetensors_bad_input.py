@@ -98,7 +98,7 @@ RAW: dict[str, tuple[bytes, int | None, str]] = {
     ),
     "digits": (b'{"a":' + b"9" * 5000 + b"}", None, "header: "),
     "millions of lists": (b'{"a":[' + b"[]," * (3 * MAX_TENSORS + 2000) + b"[]]}", None, f"more than {MAX_TENSORS}"),
-    "millions of numbers": (b'{"a":[' + b"1," * (8 * MAX_TENSORS + 1) + b"1]}", None, f"more than {MAX_TENSORS}"),
+    "millions of numbers": (b'{"a":[' + b"1," * (8 * MAX_TENSORS + 1001) + b"1]}", None, f"more than {MAX_TENSORS}"),
 }
 
 
@@ -219,6 +219,12 @@ def test_an_index_too_large_or_none(folder: Path, monkeypatch: pytest.MonkeyPatc
     refused(folder, "3 safetensors files, more than 2")
     os.mkfifo(index)
     refused(folder, "index.json", "not a regular file")
+
+
+def test_an_index_of_millions_of_tensors_ends_early(folder: Path) -> None:
+    text = b'{"weight_map":{' + b'"":"",' * (MAX_TENSORS + 1001) + b'"":""}}'
+    (folder / "model.safetensors.index.json").write_bytes(text)
+    refused(folder, "index.json", f"more than {MAX_TENSORS} tensors")
 
 
 def test_several_indices_must_be_chosen_from(folder: Path) -> None:
