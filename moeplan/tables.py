@@ -90,15 +90,22 @@ def profile_table(profile: ModelProfile) -> Table:
     sizes = ("bytes on a GPU", "on the CPU") if differ else ("bytes each",)
     table = _table(
         f"{profile.model}: {gb(profile.weight_bytes)} of weights",
-        "block", Column("layers", no_wrap=True), *(_number(name) for name in sizes), _number("together"),
+        Column("block", no_wrap=True), *(_number(name) for name in sizes), _number("together"),
         _number("parameters"), _number("KV a token"), _number("experts"), _number("one expert"),
     )  # fmt: skip
     for name, layers, block in rows:
         weight, params = block.weight_bytes, block.params
         cells = [f"{weight.gpu:,}", f"{weight.cpu:,}"] if differ else [f"{weight.gpu:,}"]
         together = gb(weight.gpu * max(1, len(layers)))
-        parameters = "?" if params is None else f"{params:,}"
-        table.add_row(name, _layers_cell(layers), *cells, together, parameters, _kv_cell(block), *_experts_cells(block))
+        parameters = "?" if params is None else f"{params / 1e6:,.1f} M"
+        table.add_row(
+            f"{name} {_layers_cell(layers)}".strip(),
+            *cells,
+            together,
+            parameters,
+            _kv_cell(block),
+            *_experts_cells(block),
+        )
     if profile.mtp is not None:
         table.caption = (
             f"with multi-token-prediction layers, which are not loaded, the file has {gb(profile.file_bytes)}"
