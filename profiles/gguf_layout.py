@@ -189,7 +189,7 @@ def _stems() -> dict[str, str]:
     return found
 
 
-def type_counts(model: ModelTensors, mix: str) -> dict[GgmlType, int]:
-    """How many tensors of the predicted file have each type, as loaders print it."""
-    kinds = mix_types(mix, [entry.tensor for entry in _file(model)], _facts(model))
-    return {kind: kinds.count(kind) for kind in dict.fromkeys(kinds)}
+def predicted_file(model: ModelTensors, mix: str) -> list[tuple[GgufTensor, GgmlType]]:
+    """Every tensor of the file that llama.cpp would make of `model` under `mix`, with its type."""
+    tensors = [entry.tensor for entry in _file(model)]
+    return list(zip(tensors, mix_types(mix, tensors, _facts(model)), strict=True))

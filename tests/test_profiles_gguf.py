@@ -15,8 +15,7 @@ from real_gguf import REAL
 
 from profiles import ModelProfile, ProfileError, load_profile
 from profiles.gguf_header import MAX_TENSORS
-from profiles.gguf_layout import _facts, _file
-from profiles.llama_cpp_mix import mix_types
+from profiles.gguf_layout import predicted_file
 from profiles.presets import model_config_preset, model_config_presets
 from profiles.read_hf_config import model_tensors
 
@@ -106,7 +105,6 @@ def test_a_file_and_its_prediction_are_the_same_profile(name: str, mix: str, tmp
     text = config.get("text_config", config)
     architecture, own = METADATA[name]
     model = model_tensors(config)
-    placed = [entry.tensor for entry in _file(model)]
     heads, experts = text["num_attention_heads"], max(x.experts.count if x.experts else 0 for x in model.layers)
     fields = {
         ".block_count": len(model.layers) + own.get(".nextn_predict_layers", 0),
@@ -123,10 +121,8 @@ def test_a_file_and_its_prediction_are_the_same_profile(name: str, mix: str, tmp
         }
     if "kv_lora_rank" in text:
         fields |= {".attention.kv_lora_rank": text["kv_lora_rank"], ".rope.dimension_count": text["qk_rope_head_dim"]}
-    types = mix_types(mix, placed, _facts(model))
-    write_gguf(
-        tmp_path / "m.gguf", architecture, fields, [(t.name, t.shape, k) for t, k in zip(placed, types, strict=True)]
-    )
+    tensors = [(tensor.name, tensor.shape, kind) for tensor, kind in predicted_file(model, mix)]
+    write_gguf(tmp_path / "m.gguf", architecture, fields, tensors)
     file = load_profile(tmp_path / "m.gguf", mla="compressed")
     predicted = load_profile(name, mix)
     assert file.file_bytes == predicted.file_bytes
