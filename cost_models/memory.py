@@ -22,20 +22,56 @@ def usable_bytes(device: Device, safety_margin: float) -> int:
     return max(0, math.floor(device.memory_bytes * (1 - Fraction(str(margin)))) - device.reserved_bytes)
 
 
+def context_beyond_margin(device: Device, safety_margin: float) -> int:
+    """The part of the device's `context_bytes` that its safety margin does not cover; 0 where it covers all.
+
+    The margin is there for the driver and libraries as well as for fragmentation: counting both in full would hold
+    back memory that is free.
+    """
+    if device.context_bytes is None:
+        return 0
+    set_aside = device.memory_bytes - device.reserved_bytes - usable_bytes(device, safety_margin)
+    return max(0, device.context_bytes - set_aside)
+
+
+def kept_tokens(block: Block, workload: Workload) -> int:
+    """Tokens of a sequence that a layer has cached at most: all C, or what its window leaves of them.
+
+    A windowed layer needs `window` - 1 cached tokens for a chunk and keeps the chunk beside them: transformers because
+    its view of the last tokens holds on to the storage of all until the next step, llama.cpp by design. Tokens that are
+    generated come one by one, so they need no more than the window. Ignored: llama.cpp rounds up, to 256 tokens.
+    """
+    context, window = workload.context_tokens, block.kv_window_tokens if isinstance(block, Attention) else None
+    if window is None:
+        return context
+    read = context - workload.generated_tokens
+    return max(min(read, window - 1 + workload.prefill_chunk), min(context, window))
+
+
 def kv_bytes(attention: Attention, workload: Workload) -> int:
-    """B * C * bytes per token, of which a windowed layer keeps its window only, plus B * state for linear attention."""
-    kept = min(workload.context_tokens, attention.kv_window_tokens or workload.context_tokens)
+    """B * kept tokens * bytes per token, plus B * state for linear attention."""
+    kept = kept_tokens(attention, workload)
     return workload.batch_size * (kept * attention.kv_bytes_per_token + attention.state_bytes)
 
 
-def workspace_bytes(block: Block, profile: ModelProfile, workload: Workload) -> int:
+def workspace_bytes(block: Block, profile: ModelProfile, workload: Workload, target: str = "torch") -> int:
     """Transient bytes of one block for a prefill chunk of B * `prefill_chunk` tokens; a device needs its largest, once.
 
-    A profile without `workspace_bytes` gets `default_workspace`.
+    The largest moment of the block's workspace. Those after the first chunk count where the cache is reserved for more
+    than one chunk and the generated tokens. A profile without `workspace_bytes` gets `default_workspace`.
     """
-    need = block.workspace_bytes or default_workspace(block, profile)
-    growing = need.per_token * workload.prefill_chunk + need.per_context_token * workload.context_tokens
-    return workload.batch_size * (growing + need.per_sequence)
+    own = (block.workspace_by_target or {}).get(target)
+    need = own or block.workspace_bytes or default_workspace(block, profile)
+    one_chunk = workload.prefill_chunk + workload.generated_tokens >= workload.context_tokens
+    moments = [moment for moment in need.moments if not (moment.after_first_chunk and one_chunk)]
+    return max((_moment_bytes(moment, kept_tokens(block, workload), workload) for moment in moments), default=0)
+
+
+def _moment_bytes(moment: Workspace, kept: int, workload: Workload) -> int:
+    chunk, context = workload.prefill_chunk, workload.context_tokens
+    growing = moment.per_token * chunk + moment.per_context_token * kept
+    pairs = chunk * (moment.per_token_pair * context + moment.per_window_pair * kept)
+    return workload.batch_size * (growing + pairs + moment.per_sequence)
 
 
 def default_workspace(block: Block, profile: ModelProfile) -> Workspace:

@@ -1,64 +1,339 @@
-"""Transient bytes of each block while it runs, as closed forms of its shapes (docs/model.md).
+"""Transient bytes of each block while it runs, as closed forms of its shapes (docs/workspace.md).
 
-The forms describe transformers' own forward with a fused attention kernel.
+The forms describe the forward of transformers 5.23: eager PyTorch without autograd, a growing cache, torch's fused
+attention where the model uses it, grouped matrix products for experts. Each is a list of *moments*, places in that code
+where most bytes are alive at once, of which the largest counts. They are read off the code, not fitted, and held
+against a run of that code on fake tensors (benchmarks/workspace.py). v is the size of one activation.
+
+A layer's forward keeps alive: its input (the base model holds it), what it has added to it so far, the normed copy, and
+on the embedding's device the looked-up vectors. Which block shares the embedding's device is not known here, so each
+counts those vectors; that, rotary tables and buffers are why a form is a little above what is measured.
+
+Ignored: workspaces inside kernels, the allocator's rounding and fragmentation, quantised kernels that unpack weights,
+and the copies of weights that `generate()` makes where it decodes with transformers' batched experts kernel.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import dataclass
+
 from profiles.model import Workspace
-from profiles.tensors import Cache, RoutedExperts, Tensors
+from profiles.tensors import Cache, LayerTensors, ModelTensors, RoutedExperts, Tensor, params
 
 FP32_BYTES = 4
 INDEX_BYTES = 8
+ROTARY_SIZE = 256
+"""No known model rotates more values of a head; tables are small beside the rest."""
+BUFFER_BYTES = 65_536
+"""Rotary frequencies and router biases: buffers, which no block's weights count (61 KB in DeepSeek-V3)."""
+IDLE_WINDOWS = ("qwen2_moe",)
+"""Architectures whose forward makes a mask for windows also where no layer has one."""
+DELTA_CHUNK = 64
+"""Tokens of one chunk of transformers' gated delta rule, to whose multiple it pads."""
 
 
-def embedding_workspace(hidden: int, value: int) -> Workspace:
-    """Transient bytes of the embedding: the ids and the vectors looked up."""
-    return Workspace(per_token=hidden * value + INDEX_BYTES)
+@dataclass(frozen=True)
+class Surroundings:
+    """What a block's form needs to know of the model around it.
 
-
-def attention_workspace(tensors: Tensors, cache: Cache, hidden: int, value: int) -> Workspace:
-    """Transient bytes of a layer without its experts, in prefill with a fused attention kernel (no scores matrix).
-
-    The largest of these moments, per token, H the hidden size, `value` the bytes of one activation:
-    - a norm: residual, and an fp32 copy and its square: H * (value + 8);
-    - a module (attention, dense FFN, one shared FFN): residual and normed input, and every projection's output twice,
-      itself and once rotated, activated or made contiguous: value * (2 H + 2 * sum of outputs).
-    Per cached token: what latent attention expands from the cache (exact: 235 MB for DeepSeek-V2 at 2048 tokens), so
-    that projection is not counted per token. Ignored: the kernel's own workspace, masks, allocator rounding; a bound
-    by construction for bf16 weights, not measured for quantised ones, whose kernels may unpack weights.
+    `scores` says that attention is not fused (gpt-oss: attention sinks have no kernel in torch), so masks are of the
+    activations' type and scores exist. `windows` and `full` say whether some layer has a window, and some has none.
+    `every_expert` says that each token is given to every expert, with weight zero where not chosen (Llama 4).
     """
-    outputs: dict[str, int] = {}
-    for tensor in tensors:
-        if tensor.quantisable and not (cache.expanded_values_per_token and ".kv_b_proj." in tensor.name):
-            module = tensor.name.rsplit(".", 2)[0]
-            outputs[module] = outputs.get(module, 0) + tensor.out_features * tensor.matrices
-    busiest = max(outputs.values(), default=0)
-    per_token = max(hidden * (value + 2 * FP32_BYTES), value * 2 * (hidden + busiest))
-    return Workspace(per_token=per_token, per_context_token=cache.expanded_values_per_token * value)
+
+    hidden: int
+    vocab: int
+    value: int
+    scores: bool
+    windows: bool
+    full: bool
+    every_expert: bool
+
+    @property
+    def fixed(self) -> int:
+        """Bytes a sequence on any device: buffers, and the last token's logits, which go where the ids came from."""
+        return BUFFER_BYTES + self.vocab * self.value
+
+    @property
+    def tables(self) -> int:
+        """Bytes a token of what all layers share: rotary sine and cosine, positions and ids."""
+        return 2 * ROTARY_SIZE * self.value + 4 * INDEX_BYTES
+
+    def base(self, vectors: int) -> int:
+        """Bytes a token of `vectors` hidden vectors and of what all layers share."""
+        return vectors * self.hidden * self.value + self.tables
 
 
-def experts_workspace(experts: RoutedExperts, hidden: int, value: int) -> Workspace:
-    """Transient bytes of routed experts in prefill with transformers' grouped matrix products.
+def surroundings(model: ModelTensors, value: int) -> Surroundings:
+    """The surroundings of every block of `model`, whose activations take `value` bytes each."""
+    attends = [layer.cache for layer in model.layers if layer.cache.values_per_token]
+    return Surroundings(
+        hidden=model.hidden_size,
+        vocab=model.vocab_size,
+        value=value,
+        scores=any(_named(layer.attention, "sinks") for layer in model.layers),
+        windows=any(cache.window_tokens for cache in attends) or model.architecture in IDLE_WINDOWS,
+        full=any(not cache.window_tokens for cache in attends),
+        every_expert=model.architecture.startswith("llama4"),
+    )
 
-    For T tokens, k experts a token, S = T k, hidden size H, expert width I, activations of v bytes, routing weights of
-    w bytes, the larger of two moments:
-        at the gate:        v T H + v S H + 4 v S I                  (gathered inputs; gate-up, activated, product)
-        at the last gather: v T H + S H (2 v + 2 w) + 8 S            (outputs, their weighted copies)
-    plus index arithmetic, S (28 + 2 w) + 8 T, and 8 a expert. Checked against the peak bytes of a fake-tensor run of
-    DeepSeek-V2, DeepSeek-V3, Mixtral-8x22B and Qwen3-235B at 2048 tokens in bf16: equal to the byte.
-    Ignored: other experts implementations (eager needs less, batched far more), quantised kernels, allocator rounding.
+
+def embedding_workspace(around: Surroundings) -> Workspace:
+    """The vectors looked up, rotary tables in fp32 (cosine and sine, scaled and not), and masks while they are made.
+
+    A mask is a byte for every pair of tokens, and as many for each of its conditions (causal, window) and their
+    conjunction; where attention is not fused, the mask before of type v stays while the next is made.
     """
+    per_token = around.base(1) + 5 * ROTARY_SIZE * FP32_BYTES
+    pairs = 3 + around.value if around.scores else 4 if around.windows else 0
+    first = Workspace(per_token=per_token, per_token_pair=pairs, per_sequence=around.fixed)
+    return first if pairs else _largest([first, first.replace(per_token_pair=2, after_first_chunk=True)])
+
+
+def head_workspace(around: Surroundings) -> Workspace:
+    """The final norm of every token, logits of the last one and their fp32 copy; the embedding's vectors and masks.
+
+    Ignored: sampling's own copies, and callers that ask for the logits of the whole prompt.
+    """
+    norm = around.base(3 if around.scores else 2) + 2 * FP32_BYTES * around.hidden
+    moment = Workspace(per_token=norm, per_sequence=around.fixed + FP32_BYTES * around.vocab)
+    return _largest(_with_masks([moment], around))
+
+
+def attention_workspace(layer: LayerTensors, around: Surroundings) -> Workspace:
+    """A layer without its routed experts: norms, attention, dense or shared feed-forward network, router."""
+    mixer, feed_forward = _split(layer.attention)
+    moments = [_norms(around), *_feed_forward(feed_forward, layer.experts, around)]
+    if layer.cache.expanded_values_per_token:
+        moments += _latent_attention(mixer, layer.cache, around)
+    elif layer.cache.values_per_token:
+        moments += _attention(mixer, layer.cache, around)
+    else:
+        moments += _recurrence(mixer, layer.cache, around)
+    if around.scores:
+        moments.append(_after_scores(mixer, layer, moments, around))
+    routers = [tensor for tensor in feed_forward if _is_router(tensor, layer.experts)]
+    fixed = around.fixed + FP32_BYTES * params(routers)
+    moments = [moment.replace(per_sequence=moment.per_sequence + fixed) for moment in moments]
+    return _largest(_with_masks(moments, around))
+
+
+def experts_workspace(experts: RoutedExperts, around: Surroundings) -> Workspace:
+    """Routed experts with transformers' grouped matrix products, where k experts are used by a token.
+
+    For T tokens, S = T k, hidden size H, expert width I and routing weights of w bytes, the larger of two moments:
+        at the gate:        v S H + 4 v S I             (gathered inputs; gate-up, activated, product)
+        at the last gather: S H (2 v + 2 max(v, w))     (inputs, outputs, their weighted copies)
+    plus index arithmetic, S (28 + 2 w) + 8 T and 8 an expert. Experts with biases gather those too, gate-up's 2 I and
+    down's H a pair, and gpt-oss's gate, the only such known, makes three more products of I. Beside that the layer's
+    own vectors, as if it were on the same device, and its router's logits. In Llama 4 every expert is given all tokens.
+    """
+    fixed = around.fixed + INDEX_BYTES * experts.count
+    return _largest(_with_masks([Workspace(per_token=_experts_bytes(experts, around), per_sequence=fixed)], around))
+
+
+def _experts_bytes(experts: RoutedExperts, around: Surroundings) -> int:
+    v, hidden, width = around.value, around.hidden, experts.width
     k, weight = experts.active, experts.router_weight_bytes
-    gate = value * (hidden + k * hidden + 4 * k * experts.width)
-    gather = value * hidden + k * hidden * 2 * (value + weight) + INDEX_BYTES * k
-    indices = k * (28 + 2 * weight) + INDEX_BYTES
-    return Workspace(per_token=max(gate, gather) + indices, per_sequence=INDEX_BYTES * experts.count)
+    base = around.base(5) + FP32_BYTES * experts.count
+    if around.every_expert:
+        return base + experts.count * v * (hidden + 4 * width)
+    biased = any("bias" in tensor.name.rsplit(".", 1)[-1] for tensor in experts.tensors)
+    gate = v * k * (hidden + (9 if biased else 4) * width)
+    gather = k * hidden * (2 * v + 2 * max(v, weight) + (v if biased else 0))
+    return base + max(gate, gather) + k * (28 + 2 * weight) + INDEX_BYTES
 
 
-def head_workspace(hidden: int, vocab: int, value: int) -> Workspace:
-    """Transient bytes of the head: the final norm of every token, logits of the last one and their fp32 copy.
+def _norms(around: Surroundings) -> Workspace:
+    """A norm works in fp32: a copy of its input and its product; where the weight is applied in fp32, one more in v."""
+    vectors = 4 if around.scores else 3
+    return Workspace(per_token=around.base(vectors) + 2 * FP32_BYTES * around.hidden)
 
-    Ignored: sampling's own copies (sorting for top-p), and callers that ask for the logits of the whole prompt.
+
+def _feed_forward(tensors: list[Tensor], experts: RoutedExperts | None, around: Surroundings) -> list[Workspace]:
+    """The FFN: activated gate, up and product, beside input, residual and normed input (and what experts gave).
+
+    With experts also: their output on its way through the sum, and the router in fp32: a copy of the normed input,
+    logits, probabilities and masks of groups, 24 bytes an expert at most (DeepSeek-V3).
     """
-    return Workspace(per_token=hidden * (value + 2 * FP32_BYTES), per_sequence=vocab * (value + FP32_BYTES))
+    v, hidden = around.value, around.hidden
+    width = max((_inner(tensor) for tensor in tensors if tensor.quantisable), default=0)
+    if experts is None:
+        return [Workspace(per_token=around.base(4) + 3 * v * width)]
+    logits = FP32_BYTES * experts.count
+    moments = [
+        Workspace(per_token=around.base(6 if width else 5) + 3 * v * width + logits),
+        Workspace(per_token=around.base(7) + logits),
+        Workspace(per_token=around.base(4) + FP32_BYTES * hidden + 24 * experts.count),
+    ]
+    if around.every_expert:  # inputs by expert and their outputs, while the shared expert runs
+        moments.append(Workspace(per_token=around.base(5) + v * (2 * experts.count * hidden + 3 * width)))
+    return moments
+
+
+def _attention(mixer: list[Tensor], cache: Cache, around: Surroundings) -> list[Workspace]:
+    """Grouped-query attention: Q values of queries, K of keys and as many of values a token, G of a gate or the like.
+
+    - norms of queries (and keys) in fp32;
+    - rotation, of queries: the two products, and a rotated copy in two steps; of keys beside rotated queries; Llama 4
+      rotates in fp32 complex numbers;
+    - the cache grows: old and new keys live together;
+    - attention: queries, output, its projection; gated: gate, its sigmoid, the product;
+    - keys and values repeated to the number of heads, where there is a mask (a fused kernel takes fewer heads only
+      without one): for a window always, else where a chunk meets a cache that is not empty;
+    - not fused: repeated keys and values, and three matrices of scores a head, each with a column for the sink.
+    """
+    v, base = around.value, around.base(3)
+    queries, keys = cache.flops_per_token_pair // 4, cache.values_per_token // 2
+    outputs = sum(tensor.out_features * tensor.matrices for tensor in mixer if tensor.quantisable)
+    gate = max(0, outputs - around.hidden - queries - 2 * keys)
+    moments = []
+    if _named(mixer, "q_norm"):
+        in_fp32 = 2 * FP32_BYTES * queries
+        moments.append(Workspace(per_token=base + v * (queries + 2 * keys + 2 * gate) + in_fp32))
+    rotating = v * (max(4 * queries + 2 * keys, 2 * queries + 5 * keys) + gate)
+    if around.every_expert:
+        rotating = v * (2 * queries + 3 * keys) + 2 * FP32_BYTES * (queries + keys)
+    moments.append(Workspace(per_token=base + rotating))
+    moments.append(Workspace(per_token=base + v * (queries + 2 * keys + gate), per_context_token=keys * v))
+    moments.append(Workspace(per_token=around.base(4) + v * (2 * queries + 3 * gate)))
+    attending = base + v * (2 * queries + gate)
+    if around.scores:
+        pairs = 3 * _heads(mixer) * v
+        windowed = cache.window_tokens is not None
+        moments.append(
+            Workspace(
+                per_token=attending + pairs,
+                per_context_token=2 * queries * v,
+                per_token_pair=0 if windowed else pairs,
+                per_window_pair=pairs if windowed else 0,
+            )
+        )
+    elif queries > keys:
+        moments.append(
+            Workspace(
+                per_token=attending,
+                per_context_token=2 * queries * v,
+                after_first_chunk=cache.window_tokens is None,
+            )
+        )
+    return moments
+
+
+def _after_scores(
+    mixer: list[Tensor], layer: LayerTensors, moments: list[Workspace], around: Surroundings
+) -> Workspace:
+    """Without fusion a layer keeps its attention weights to its end: beside its FFN, and experts if they are here."""
+    pairs = around.value * _heads(mixer)
+    experts = _experts_bytes(layer.experts, around) if layer.experts else 0
+    per_token = max(experts, *(moment.per_token for moment in moments if not moment.per_context_token))
+    windowed = layer.cache.window_tokens is not None
+    return Workspace(
+        per_token=per_token, per_token_pair=0 if windowed else pairs, per_window_pair=pairs if windowed else 0
+    )
+
+
+def _heads(mixer: list[Tensor]) -> int:
+    """Attention heads, as the number of sinks."""
+    return sum(tensor.params for tensor in mixer if _named([tensor], "sinks"))
+
+
+def _latent_attention(mixer: list[Tensor], cache: Cache, around: Surroundings) -> list[Workspace]:
+    """Multi-head latent attention: the whole cache is expanded into keys and values a head, at every step.
+
+    Beside that: queries as projected, their rotated part, both joined, attention's output and its projection, and the
+    new latents. Measured to the byte in DeepSeek-V2, but for the allowances of all forms.
+    """
+    v, latents = around.value, cache.values_per_token
+    queries = sum(t.out_features for t in mixer if t.quantisable and _named([t], "q_proj", "q_b_proj"))
+    low_rank = sum(t.out_features for t in mixer if t.quantisable and _named([t], "q_a_proj"))
+    output = sum(t.in_features for t in mixer if t.quantisable and _named([t], "o_proj"))
+    per_token = around.base(4) + v * (3 * queries + output + 2 * latents + low_rank)
+    return [Workspace(per_token=per_token, per_context_token=cache.expanded_values_per_token * v)]
+
+
+def _recurrence(mixer: list[Tensor], cache: Cache, around: Surroundings) -> list[Workspace]:
+    """Linear attention; the gated delta rule of Qwen3-Next as transformers computes it without its optional kernels.
+
+    With keys repeated to the value heads, of E values a token, and V values: the projection, the convolved queries,
+    keys and values, the gate's copy; in fp32 five tensors of V and five of E (values, scaled values and keys, solved
+    values and keys, decayed ones, outputs), and three matrices of chunk by chunk a head. Padding to whole chunks, and
+    states on their way, count per sequence. Any other recurrence: every projection's output three times.
+    """
+    v, base = around.value, around.base(4)
+    projected = sum(tensor.out_features * tensor.matrices for tensor in mixer if tensor.quantisable) - around.hidden
+    heads = sum(tensor.params for tensor in mixer if _named([tensor], "A_log"))
+    values = sum(tensor.in_features for tensor in mixer if tensor.quantisable and _named([tensor], "out_proj"))
+    if not heads or not values or not cache.state_fp32_values:
+        states = 3 * (v * cache.state_values + FP32_BYTES * cache.state_fp32_values)
+        return [Workspace(per_token=base + 3 * v * projected, per_sequence=states)]
+    convolved = sum(tensor.shape[0] for tensor in mixer if _named([tensor], "conv1d"))
+    keys = heads * (cache.state_fp32_values // values)
+    in_fp32 = FP32_BYTES * (5 * values + 5 * keys + heads * (3 * DELTA_CHUNK + 8))
+    states = 3 * FP32_BYTES * (cache.state_fp32_values + DELTA_CHUNK * max(values, keys))
+    return [
+        Workspace(
+            per_token=base + v * (projected + convolved + values) + in_fp32,
+            per_sequence=(DELTA_CHUNK - 1) * in_fp32 + states + 4 * v * cache.state_values,
+        )
+    ]
+
+
+def _with_masks(moments: list[Workspace], around: Surroundings) -> list[Workspace]:
+    """The moments with the masks that are alive in them: of layers with a window, and of layers without.
+
+    Fused attention reads a mask of one byte a pair where there is a window, or where a chunk meets a cache that is not
+    empty; attention that is not fused always reads one of type v.
+    """
+    size = around.value if around.scores else 1
+    masked = []
+    for moment in moments:
+        window_pair = moment.per_window_pair + (size if around.windows else 0)
+        before = moment.replace(per_window_pair=window_pair)
+        after = before.replace(per_token_pair=moment.per_token_pair + size, after_first_chunk=True)
+        if around.full and around.scores:
+            masked.append(after.replace(after_first_chunk=moment.after_first_chunk))
+        elif around.full:
+            masked += [after] if moment.after_first_chunk else [before, after]
+        else:
+            masked.append(before)
+    return masked
+
+
+SIZES = ("per_token", "per_context_token", "per_token_pair", "per_window_pair", "per_sequence")
+
+
+def _largest(moments: list[Workspace]) -> Workspace:
+    """One workspace of those moments that are not below another whatever the numbers of tokens."""
+    kept: list[Workspace] = []
+    for moment in sorted(moments, key=lambda m: (m.after_first_chunk, *(-getattr(m, size) for size in SIZES))):
+        if not any(all(getattr(moment, size) <= getattr(other, size) for size in SIZES) for other in kept):
+            kept.append(moment)
+    return kept[0].replace(other_moments=tuple(kept[1:]))
+
+
+def _split(tensors: Iterable[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """A layer's tensors of attention or what is in its place, and the others."""
+    mixer, rest = list[Tensor](), list[Tensor]()
+    for tensor in tensors:
+        module = tensor.name.split(".layers.", 1)[-1]
+        (mixer if any(word in module for word in ("attn", "attention", "mixer", "mamba")) else rest).append(tensor)
+    return [t for t in mixer if "layernorm" not in t.name.split(".")[-2]] if mixer else [], rest
+
+
+def _named(tensors: Iterable[Tensor], *names: str) -> bool:
+    """Whether one of `tensors`, or the module it belongs to, has one of `names`."""
+    return any(part in names for tensor in tensors for part in tensor.name.split(".")[-2:])
+
+
+def _inner(tensor: Tensor) -> int:
+    """The inner width of the FFN that `tensor` belongs to: what its last projection takes, its others give."""
+    last = any(word in tensor.name for word in ("down", ".w2", "fc2", "output", "wo."))
+    return tensor.in_features if last else tensor.out_features // max(1, tensor.stacked)
+
+
+def _is_router(tensor: Tensor, experts: RoutedExperts | None) -> bool:
+    return (
+        experts is not None and len(tensor.shape) == 2 and tensor.shape[0] == experts.count and not tensor.quantisable
+    )

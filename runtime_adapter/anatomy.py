@@ -32,7 +32,9 @@ def anatomy_of(model: nn.Module) -> Anatomy:
         raise ApplyError(f"model: expected a torch.nn.Module, got {type(model).__name__}; load one with transformers")
     kind = type(model).__name__
     base, embedding, head = _called(model, "base_model"), _called(model, "get_input_embeddings"), None
-    if isinstance(base, nn.Module) and base is not model:
+    if base is model:  # what transformers answers where the base has another name than the class says (Llama 4)
+        base = getattr(model, "model", None)
+    if isinstance(base, nn.Module):
         head = _called(model, "get_output_embeddings")
     if not isinstance(base, nn.Module) or not isinstance(embedding, nn.Module) or not isinstance(head, nn.Module):
         raise ApplyError(f"{kind}: no causal LM with an embedding and a head; load it with AutoModelForCausalLM")
