@@ -11,6 +11,7 @@ from cost_models.constants import GPU_SAFETY_MARGIN, SYNC_S
 from cost_models.experts import distinct_experts, split_hits
 from cost_models.links import Links
 from cost_models.roofline import measured_or, roofline_s
+from cost_models.targets import target_memory
 from profiles.hardware import Device, Hardware
 from profiles.model import Attention, Block, Experts, Layer, ModelProfile
 from profiles.workload import Workload
@@ -38,9 +39,11 @@ class CostModel:
         workload: Workload | None = None,
         *,
         safety_margin: float = GPU_SAFETY_MARGIN,
+        target: str = "torch",
     ) -> None:
         self.profile, self.hardware, self.workload = profile, hardware, workload or Workload()
-        self.safety_margin = safety_margin
+        self.safety_margin, self.target = safety_margin, target
+        self.target_memory = target_memory(target)
         self.device: Mapping[str, Device] = {device.name: device for device in hardware.devices}
         self._links = Links(hardware)
         # Bound methods cached on the instance: a class-level cache would keep every model alive.
@@ -75,7 +78,11 @@ class CostModel:
         return memory.kv_bytes(self.layer(layer).attention, self.workload)
 
     def workspace_bytes(self, block: Block) -> int:
-        return memory.workspace_bytes(block, self.profile, self.workload)
+        return memory.workspace_bytes(block, self.profile, self.workload, self.target)
+
+    def overhead_bytes(self, device: str) -> int:
+        """What a device that holds anything needs whatever it holds: the part of its context beyond the margin."""
+        return memory.context_beyond_margin(self.device[device], self.safety_margin)
 
     # ---- steps -------------------------------------------------------------------------------------------------
 

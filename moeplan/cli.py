@@ -128,6 +128,8 @@ def solve(
     out.print(tables.proof_line(plan), highlight=False)
     if plan.prediction is not None:
         out.print(f"predicted: {tables.prediction_line(plan.prediction)}", highlight=False)
+    for line in tables.load_lines(plan.memory or {}, machine):
+        out.print(line, style="yellow", highlight=False)
     _print_notes(out, machine)
 
 
@@ -139,6 +141,9 @@ def check(
     quant: Quant = None,
     kv_quant: KvQuant = None,
     mla: Mla = None,
+    target: Annotated[
+        str | None, typer.Option(help="the runtime whose buffers count, instead of the plan's own: llama.cpp, …")
+    ] = None,
     safety_margin: Annotated[float | None, typer.Option(help="instead of the plan's own")] = None,
     prompt_tokens: Annotated[int | None, typer.Option(help="instead of the plan's own")] = None,
     generated_tokens: Annotated[int | None, typer.Option(help="instead of the plan's own")] = None,
@@ -159,11 +164,12 @@ def check(
     for field, option in (("model", model), ("hardware", hardware)):
         if option is None and getattr(plan, field) is None:
             raise MoeplanError(f"{rules}: {field}: missing; add it or pass --{field}")
-    found = evaluate(plan, profile, hardware, request, safety_margin=safety_margin)
+    machine = load_hardware(hardware or plan.hardware or "")
+    found = evaluate(plan, profile, machine, request, safety_margin=safety_margin, target=target)
     if as_json:
         print(json.dumps(_check_document(found), indent=2))
     else:
-        _show_check(plan, found, f"{rules}: {plan.model or model} on {hardware or plan.hardware}")
+        _show_check(plan, found, machine, f"{rules}: {plan.model or model} on {machine.name}")
     if not found.feasible:
         raise typer.Exit(INFEASIBLE)
 
@@ -258,16 +264,18 @@ def _check_document(found: Evaluation) -> dict[str, Any]:
         "short": found.short_bytes,
         "objective": found.objective,
         "objective_s": found.objective_s,
-        "memory": {device: held.model_dump() for device, held in found.memory.items()},
+        "memory": {device: held.model_dump(exclude_none=True) for device, held in found.memory.items()},
         "prediction": found.prediction.model_dump(),
     }
 
 
-def _show_check(plan: Placement, found: Evaluation, title: str) -> None:
+def _show_check(plan: Placement, found: Evaluation, machine: Hardware, title: str) -> None:
     out = console()
     out.print(tables.plan_table(plan, found.memory, title))
     for line in tables.short_lines(found.short_bytes):
         out.print(line, style="red", highlight=False)
+    for line in tables.load_lines(found.memory, machine):
+        out.print(line, style="yellow", highlight=False)
     if found.feasible:
         out.print(f"fits; predicted: {tables.prediction_line(found.prediction)}", highlight=False)
     else:

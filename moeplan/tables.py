@@ -65,6 +65,19 @@ def short_lines(short_bytes: Mapping[str, int]) -> list[str]:
     return [f"{device} overflows by {n} bytes ({gb(n)})" for device, n in short_bytes.items()]
 
 
+def load_lines(memory: Mapping[str, DeviceMemory], hardware: Hardware) -> list[str]:
+    """One warning a device that holds more while the model is loaded than it has, though the plan fits afterwards."""
+    lines = []
+    for device, held in memory.items():
+        there = hardware.device(device).memory_bytes - held.reserved_bytes
+        if held.load_peak_bytes is not None and held.load_peak_bytes > there:
+            lines.append(
+                f"warning: while loading, {device} holds {gb(held.load_peak_bytes)}, {gb(held.load_peak_bytes - there)}"
+                " more than it has; load from a file straight to the devices, or add swap for that time"
+            )
+    return lines
+
+
 def prediction_line(prediction: Prediction) -> str:
     return (
         f"prefill {prediction.prefill_s:.3f} s, decode step {prediction.decode_step_s * 1e3:.2f} ms, "

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import get_args
 
 from cost_models import CostModel, Step
+from cost_models.targets import largest_tensor_bytes, load_peaks
 from profiles.errors import MoeplanError
-from profiles.model import Block
 from profiles.placement import DeviceMemory, LayerPlacement, Objective, Placement, Prediction
 
 
@@ -138,31 +138,60 @@ def _ids(layer: LayerPlacement) -> dict[str, Sequence[int]]:
 
 
 def _memory(placement: Placement, costs: CostModel) -> dict[str, DeviceMemory]:
-    weights, kv, workspace = (dict.fromkeys(costs.device, 0) for _ in range(3))
-
-    def put(block: Block, device: str, n_bytes: int) -> None:
-        weights[device] += n_bytes
-        workspace[device] = max(workspace[device], costs.workspace_bytes(block))
-
+    held = {device: _Held() for device in costs.device}
     profile = costs.profile
-    put(profile.embedding, placement.embedding, costs.weight_bytes(profile.embedding, placement.embedding))
-    put(profile.head, placement.head, costs.weight_bytes(profile.head, placement.head))
+    for block, home in ((profile.embedding, placement.embedding), (profile.head, placement.head)):
+        held[home].put(costs.weight_bytes(block, home), costs.workspace_bytes(block))
     if placement.embedding == placement.head:
-        weights[placement.head] -= profile.tied_bytes
+        held[placement.head].weights -= profile.tied_bytes
     for i, (placed, layer) in enumerate(zip(placement.layers, profile.layers, strict=True)):
-        put(layer.attention, placed.attention, costs.weight_bytes(layer.attention, placed.attention))
-        kv[placed.attention] += costs.kv_bytes(i)
+        attention = held[placed.attention]
+        attention.put(costs.weight_bytes(layer.attention, placed.attention), costs.workspace_bytes(layer.attention))
+        attention.kv += costs.kv_bytes(i)
         for device, part in placed.experts.items():
             assert layer.experts is not None
             ids: Iterable[int] = range(layer.experts.count) if part == "all" else part
-            put(layer.experts, device, costs.expert_bytes(layer.experts, device, tuple(ids)))
-    return {
-        device: DeviceMemory(
-            weights_bytes=weights[device],
-            kv_bytes=kv[device],
-            workspace_bytes=workspace[device],
+            n_bytes = costs.expert_bytes(layer.experts, device, tuple(ids))
+            held[device].put(n_bytes, costs.workspace_bytes(layer.experts))
+            held[device].experts.append(n_bytes)
+            if device == "cpu" and placed.attention != "cpu" and costs.target_memory.stages_experts:
+                attention.staging = max(attention.staging, largest_tensor_bytes(layer.experts))
+    if costs.target_memory.streams_blocks:
+        main = next((held[device] for device in held if device != "cpu" and held[device].blocks), _Held())
+        main.staging = max(held["cpu"].blocks, default=0)
+    model_bytes = sum(block.weight_bytes.cpu for block in profile.blocks) - profile.tied_bytes
+    peaks = load_peaks(
+        costs.target_memory,
+        {device: found.weights for device, found in held.items()},
+        {device: found.experts for device, found in held.items()},
+        model_bytes,
+    )
+    return {device: found.memory(device, costs, peaks.get(device)) for device, found in held.items()}
+
+
+@dataclass
+class _Held:
+    """What has been put on one device so far: bytes, and those of each block by itself."""
+
+    weights: int = 0
+    kv: int = 0
+    workspace: int = 0
+    staging: int = 0
+    blocks: list[int] = field(default_factory=list)
+    experts: list[int] = field(default_factory=list)
+
+    def put(self, n_bytes: int, workspace: int) -> None:
+        self.weights += n_bytes
+        self.workspace = max(self.workspace, workspace)
+        self.blocks.append(n_bytes)
+
+    def memory(self, device: str, costs: CostModel, load_peak: int | None) -> DeviceMemory:
+        overhead = costs.overhead_bytes(device) if self.blocks else 0
+        return DeviceMemory(
+            weights_bytes=self.weights,
+            kv_bytes=self.kv,
+            workspace_bytes=self.workspace + self.staging + overhead,
             reserved_bytes=costs.device[device].reserved_bytes,
             usable_bytes=costs.usable_bytes(device),
+            load_peak_bytes=load_peak,
         )
-        for device in costs.device
-    }

@@ -139,7 +139,7 @@ def build_problem(costs: CostModel, *, objective: Objective, granularity: Granul
         layer_class.append(keys[key])
     return Problem(
         devices=names,
-        usable=tuple(costs.usable_bytes(d) for d in names),
+        usable=tuple(max(0, costs.usable_bytes(d) - costs.overhead_bytes(d)) for d in names),
         embedding=block("embedding", 0),
         head=block("head", 0),
         tied_bytes=costs.profile.tied_bytes,

@@ -18,6 +18,12 @@ TARGETS = {
 _PIN = re.compile(r"(embedding|head|attention|experts|layers\.(\d{1,6})(?:-(\d{1,6}))?(?:\.(attention|experts))?)")
 
 
+def check_target(target: str) -> None:
+    """TargetError for a runtime that plans are not made for here."""
+    if target not in tuple(TARGETS):
+        raise TargetError(f"target: {target!r} is not known to this version; use {' or '.join(TARGETS)}")
+
+
 class Allowed:
     """Which devices may hold which block: `allowed(kind, layer)` is one boolean a device.
 
@@ -28,8 +34,7 @@ class Allowed:
     """
 
     def __init__(self, costs: CostModel, target: str, pins: Pins | None) -> None:
-        if target not in tuple(TARGETS):
-            raise TargetError(f"target: {target!r} is not known to this version; use {' or '.join(TARGETS)}")
+        check_target(target)
         self._names = tuple(costs.device)
         self._layers = len(costs.profile.layers)
         self._dense = [layer.experts is None for layer in costs.profile.layers]

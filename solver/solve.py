@@ -21,7 +21,7 @@ from solver.explain import infeasible
 from solver.free_order import is_small, solve_free_order
 from solver.patterns import solve_patterns
 from solver.problem import Problem, build_problem
-from solver.rules import Allowed, Pins, breaks
+from solver.rules import Allowed, Pins, breaks, check_target
 from solver.search import Limits, Outcome
 from solver.slices import solve_slices
 
@@ -55,8 +55,11 @@ def solve(
     """
     started = time.perf_counter()
     _check(safety_margin, granularity, objective, time_limit, relative_gap, workers, seed)
+    check_target(target)
     request: Workload = load_workload(workload)
-    costs = CostModel(load_profile(profile), load_hardware(hardware), request, safety_margin=safety_margin)
+    costs = CostModel(
+        load_profile(profile), load_hardware(hardware), request, safety_margin=safety_margin, target=target
+    )
     allowed = Allowed(costs, target, pins)
     problem = build_problem(costs, objective=objective, granularity=granularity, allowed=allowed)
     limits = Limits(time_limit, relative_gap=relative_gap, workers=workers or 1, seed=seed)
@@ -90,11 +93,14 @@ def evaluate(
     *,
     safety_margin: float | None = None,
     objective: Objective | None = None,
+    target: str | None = None,
 ) -> Evaluation:
     """Bytes per device and predicted times of any placement, whether it fits or not.
 
-    What is left out is taken from the plan document: its `model`, `hardware`, `workload`, `safety_margin` and
-    `objective`, else the defaults. Raises MoeplanError when the placement does not describe the model or the machine.
+    What is left out is taken from the plan document: its `model`, `hardware`, `workload`, `safety_margin`, `objective`
+    and `target`, else the defaults. `target` says what the runtime needs beside the plan (staging buffers, copies while
+    loading), also for runtimes that `solve` does not plan for yet. Raises MoeplanError when the placement does not
+    describe the model or the machine.
     """
     plan = load_placement(placement)
     model = plan.model if profile is None else profile
@@ -107,6 +113,7 @@ def evaluate(
         load_hardware(machine),
         load_workload(plan.workload if workload is None else workload),
         safety_margin=_margin(margin),
+        target=target or plan.target or "torch",
     )
     return judge(plan, costs, objective or plan.objective or "request")
 

@@ -1,0 +1,156 @@
+"""What runtimes hold beside the plan: staging buffers, contexts beyond the margin, copies while loading."""
+
+from __future__ import annotations
+
+import json
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cost_models.targets import TARGETS, largest_tensor_bytes, load_peaks, target_memory
+from moeplan.tables import load_lines
+from profiles import Experts, Hardware, InfeasiblePlacement, ModelProfile, TargetError, Workload, load_hardware
+from solver import evaluate, solve
+from solver.evaluate import Evaluation
+
+GPU = {"kind": "gpu", "memory_bytes": 1000, "bandwidth_bytes_per_s": 1e9, "flops_per_s": {"bf16": 1e12}}
+CPU = {**GPU, "name": "cpu", "kind": "cpu", "memory_bytes": 2000, "safety_margin": 0}
+PLAN = {
+    "embedding": "cpu",
+    "head": "cuda:1",
+    "layers": [
+        {"attention": "cuda:0", "experts": {"cpu": "all"}},
+        {"attention": "cuda:1", "experts": {"cuda:1": "all"}},
+    ],
+}
+
+
+def machine(**gpu: Any) -> Hardware:
+    gpus = [{**GPU, **gpu, "name": f"cuda:{i}"} for i in range(2)]
+    links = [{"between": ["cpu", f"cuda:{i}"], "bandwidth_bytes_per_s": 1e9, "latency_s": 0} for i in range(2)]
+    return Hardware(name="two cards", devices=[*gpus, CPU], links=links)
+
+
+def profile(**experts: Any) -> ModelProfile:
+    layer = {
+        "attention": {"weight_bytes": 50, "workspace_bytes": 1},
+        "experts": {"weight_bytes": 300, "count": 4, "active": 2, "workspace_bytes": 2, **experts},
+    }
+    end = {"weight_bytes": 20, "workspace_bytes": 0}
+    return ModelProfile(model="m", source="test", hidden_size=4, embedding=end, head=end, layers=[layer, layer])
+
+
+def judged(
+    target: str, hardware: Hardware | None = None, model: ModelProfile | None = None, **options: Any
+) -> Evaluation:
+    request = Workload(prompt_tokens=1, generated_tokens=1, prefill_chunk=1)
+    return evaluate(PLAN, model or profile(), hardware or machine(), request, target=target, **options)
+
+
+def used(found: Evaluation) -> dict[str, int]:
+    return {device: held.used_bytes for device, held in found.memory.items()}
+
+
+def test_a_plain_runtime_needs_weights_and_the_largest_transient() -> None:
+    assert used(judged("torch")) == {"cuda:0": 51, "cuda:1": 372, "cpu": 322}
+
+
+def test_llama_cpp_stages_the_largest_tensor_on_gpus_whose_layers_have_experts_on_the_cpu() -> None:
+    projections = {"gate": 90, "up": 90, "down": 120}
+    found = judged("llama.cpp", model=profile(projection_bytes=projections))
+    assert used(found) == {"cuda:0": 51 + 120, "cuda:1": 372, "cpu": 322}
+    assert used(judged("llama.cpp"))["cuda:0"] == 51 + 100, "a third, where projections are not known"
+    wider = profile(projection_bytes=projections, weight_bytes={"gpu": 300, "cpu": 600})
+    assert used(judged("llama.cpp", model=wider))["cuda:0"] == 51 + 240, "as the CPU stores it"
+
+
+def test_accelerate_streams_what_is_on_the_cpu_through_its_first_gpu() -> None:
+    assert used(judged("accelerate")) == {"cuda:0": 51 + 300, "cuda:1": 372, "cpu": 322}
+
+
+def test_a_target_may_have_workspaces_of_its_own() -> None:
+    other = profile(workspace_by_target={"llama.cpp": 40})
+    assert used(judged("llama.cpp", model=other))["cuda:1"] == 370 + 40
+    assert used(judged("torch", model=other))["cuda:1"] == 372
+
+
+@pytest.mark.parametrize(
+    ("context", "margin", "extra"), [(100, 0.10, 0), (100, 0.05, 50), (100, 0.0, 100), (None, 0.0, 0), (99, 0.10, 0)]
+)
+def test_the_context_counts_where_the_margin_does_not_cover_it(context: int | None, margin: float, extra: int) -> None:
+    found = judged("torch", machine(context_bytes=context), safety_margin=margin)
+    assert used(found)["cuda:0"] == 51 + extra
+    assert used(found)["cpu"] == 322
+
+
+def test_an_empty_gpu_has_no_context() -> None:
+    alone = {**PLAN, "layers": [{"attention": "cuda:1", "experts": {"cpu": "all"}}] * 2}
+    found = evaluate(alone, profile(), machine(context_bytes=100), safety_margin=0)
+    assert found.memory["cuda:0"].used_bytes == 0
+
+
+def test_solve_leaves_room_for_the_context() -> None:
+    """With its whole memory usable, a card of 471 bytes takes one layer and the head; with a context it does not."""
+    request = Workload(prompt_tokens=1, generated_tokens=1, prefill_chunk=1)
+    options: dict[str, Any] = {
+        "safety_margin": 0.0,
+        "pins": {"layers.0-1": ["cuda:0", "cuda:1"], "head": "cuda:1"},
+    }
+    assert solve(profile(), machine(memory_bytes=373), request, **options).status == "optimal"
+    with pytest.raises(InfeasiblePlacement):
+        solve(profile(), machine(memory_bytes=373, context_bytes=20), request, **options)
+    plan = solve(profile(), machine(memory_bytes=393, context_bytes=20), request, **options)
+    assert max(held.free_bytes for held in (plan.memory or {}).values()) >= 0
+
+
+def test_real_cards_keep_their_memory() -> None:
+    """The default margin covers the context of every card in the catalogue from 8 GB on."""
+    for phrase in ("1xRTX4090", "8xL40-46GB", "1xA100-80GB"):
+        gpu = load_hardware(phrase).gpus[0]
+        assert gpu.context_bytes == 750 * 2**20
+        assert gpu.memory_bytes * 0.1 > gpu.context_bytes
+
+
+def test_what_is_held_while_loading() -> None:
+    weights, experts = {"cuda:0": 120, "cuda:1": 0, "cpu": 300}, {"cuda:0": [60, 40], "cpu": [90, 100]}
+    peaks = {name: load_peaks(memory, weights, experts, 1000) for name, memory in TARGETS.items()}
+    assert peaks == {
+        "torch": {"cpu": 1000},
+        "ktransformers": {"cuda:0": 220},
+        "llama.cpp": {},
+        "accelerate": {"cuda:0": 180, "cpu": 400},
+        "sglang-kt": {"cpu": 500},
+    }
+
+
+def test_load_peaks_are_in_the_judgement_and_warn_where_they_do_not_fit() -> None:
+    found = judged("torch")
+    assert found.memory["cpu"].load_peak_bytes == 740
+    assert found.memory["cuda:0"].load_peak_bytes is None
+    assert load_lines(found.memory, machine()) == []
+    small = Hardware(name="s", devices=[*machine().gpus, {**CPU, "memory_bytes": 500}], links=machine().links)
+    (line,) = load_lines(judged("torch", small).memory, small)
+    assert line.startswith("warning: while loading, cpu holds 0.00 GB, 0.00 GB more than it has")
+
+
+def test_unknown_targets_are_refused() -> None:
+    with pytest.raises(TargetError, match=r"'vllm' is not known; use one of torch, ktransformers, llama\.cpp"):
+        target_memory("vllm")
+    with pytest.raises(TargetError, match=r"'llama\.cpp' is not known to this version; use torch or ktransformers"):
+        solve(profile(), machine(), target="llama.cpp")
+
+
+def test_largest_tensor_rounds_up() -> None:
+    assert largest_tensor_bytes(Experts(weight_bytes=100, count=4, active=1)) == 34
+    assert TARGETS["ktransformers"].gpu_ratio == Fraction(11, 6)
+
+
+def test_a_plan_document_tells_the_load_peak(tmp_path: Path) -> None:
+    request = Workload(prompt_tokens=1, generated_tokens=1, prefill_chunk=1)
+    plan = solve(profile(), machine(), request, pins={"layers.1": "cuda:1"})
+    plan.save(tmp_path / "plan.json")
+    memory = json.loads((tmp_path / "plan.json").read_text())["memory"]
+    assert memory["cpu"]["load_peak_bytes"] == 740
+    assert "load_peak_bytes" not in memory["cuda:0"]
