@@ -7,7 +7,7 @@ against a run of that code on fake tensors (benchmarks/workspace.py). v is the s
 
 A layer's forward keeps alive: its input (the base model holds it), what it has added to it so far, the normed copy, and
 on the embedding's device the looked-up vectors. Which block shares the embedding's device is not known here, so each
-counts those vectors; that, rotary tables and buffers are why a form is a little above what is measured.
+counts those vectors; that, rotary tables and buffers are why a form is somewhat above what is measured.
 
 Ignored: workspaces inside kernels, the allocator's rounding and fragmentation, quantised kernels that unpack weights,
 and the copies of weights that `generate()` makes where it decodes with transformers' batched experts kernel.
@@ -39,7 +39,8 @@ class Surroundings:
 
     `scores` says that attention is not fused (gpt-oss: attention sinks have no kernel in torch), so masks are of the
     activations' type and scores exist. `windows` and `full` say whether some layer has a window, and some has none.
-    `every_expert` says that each token is given to every expert, with weight zero where not chosen (Llama 4).
+    `every_expert` says that each token is given to every expert, with weight zero where not chosen (Llama 4), and
+    `shared_first` that a shared expert with a gate runs before the routed ones (Qwen): its output waits meanwhile.
     """
 
     hidden: int
@@ -49,6 +50,7 @@ class Surroundings:
     windows: bool
     full: bool
     every_expert: bool
+    shared_first: bool = False
 
     @property
     def fixed(self) -> int:
@@ -76,6 +78,7 @@ def surroundings(model: ModelTensors, value: int) -> Surroundings:
         windows=any(cache.window_tokens for cache in attends) or model.architecture in IDLE_WINDOWS,
         full=any(not cache.window_tokens for cache in attends),
         every_expert=model.architecture.startswith("llama4"),
+        shared_first=any(_named(layer.attention, "shared_expert_gate") for layer in model.layers),
     )
 
 
@@ -136,7 +139,7 @@ def experts_workspace(experts: RoutedExperts, around: Surroundings) -> Workspace
 def _experts_bytes(experts: RoutedExperts, around: Surroundings) -> int:
     v, hidden, width = around.value, around.hidden, experts.width
     k, weight = experts.active, experts.router_weight_bytes
-    base = around.base(5) + FP32_BYTES * experts.count
+    base = around.base(5 if around.shared_first or around.every_expert else 4) + FP32_BYTES * experts.count
     if around.every_expert:
         return base + experts.count * v * (hidden + 4 * width)
     biased = any("bias" in tensor.name.rsplit(".", 1)[-1] for tensor in experts.tensors)
@@ -301,6 +304,7 @@ def _with_masks(moments: list[Workspace], around: Surroundings) -> list[Workspac
     return masked
 
 
+MIXERS = ("attn", "attention", "mixer", "mamba", "short_conv")
 SIZES = ("per_token", "per_context_token", "per_token_pair", "per_window_pair", "per_sequence")
 
 
@@ -317,9 +321,9 @@ def _split(tensors: Iterable[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
     """A layer's tensors of attention or what is in its place, and the others."""
     mixer, rest = list[Tensor](), list[Tensor]()
     for tensor in tensors:
-        module = tensor.name.split(".layers.", 1)[-1]
-        (mixer if any(word in module for word in ("attn", "attention", "mixer", "mamba")) else rest).append(tensor)
-    return [t for t in mixer if "layernorm" not in t.name.split(".")[-2]] if mixer else [], rest
+        modules = [part for part in tensor.name.split(".") if "norm" not in part or part in ("q_norm", "k_norm")]
+        (mixer if any(word in part for part in modules for word in MIXERS) else rest).append(tensor)
+    return mixer, rest
 
 
 def _named(tensors: Iterable[Tensor], *names: str) -> bool:

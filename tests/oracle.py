@@ -83,12 +83,20 @@ class Oracle:
             margin = CPU_SAFETY_MARGIN if device.kind == "cpu" else self.margin
         return max(0, math.floor(device.memory_bytes * (1 - Fraction(str(margin)))) - device.reserved_bytes)
 
+    def cached_tokens(self, layer: int) -> int:
+        """The most tokens of a sequence in a layer's cache, over all steps of a chunk or one generated token."""
+        window, work = self.profile.layers[layer].attention.kv_window_tokens, self.workload
+        if window is None:
+            return work.context_tokens
+        before_decoding = work.context_tokens - work.generated_tokens
+        while_reading = min(before_decoding, window - 1 + work.prefill_chunk)
+        while_decoding = min(work.context_tokens, window - 1 + 1)
+        return max(while_reading, while_decoding)
+
     def kv(self, layer: int) -> int:
-        attention, work = self.profile.layers[layer].attention, self.workload
-        tokens = work.context_tokens
-        if attention.kv_window_tokens is not None:
-            tokens = min(tokens, attention.kv_window_tokens)
-        return work.batch_size * (tokens * attention.kv_bytes_per_token + attention.state_bytes)
+        attention = self.profile.layers[layer].attention
+        tokens = self.cached_tokens(layer)
+        return self.workload.batch_size * (tokens * attention.kv_bytes_per_token + attention.state_bytes)
 
     def workspace(self, part: str, layer: int) -> int:
         """Bytes of the transient of one block for one chunk of the prompt of every sequence."""
@@ -107,9 +115,16 @@ class Oracle:
             else:
                 vocabulary = max(1, block.weight_bytes.gpu // vector)
                 need = Workspace(per_token=2 * vector, per_sequence=6 * vocabulary)
-        chunk = work.prefill_chunk
-        each = chunk * need.per_token + work.context_tokens * need.per_context_token + need.per_sequence
-        return each * work.batch_size
+        chunk, context = work.prefill_chunk, work.context_tokens
+        seen = self.cached_tokens(layer) if part == "attention" else context
+        largest = 0
+        for moment in (need, *need.other_moments):
+            if moment.after_first_chunk and context <= chunk + work.generated_tokens:
+                continue
+            each = chunk * moment.per_token + seen * moment.per_context_token + moment.per_sequence
+            each += chunk * context * moment.per_token_pair + chunk * seen * moment.per_window_pair
+            largest = max(largest, each)
+        return largest * work.batch_size
 
     def used(self, placement: Placement) -> dict[str, int]:
         """Weights + KV + the largest transient, per device."""

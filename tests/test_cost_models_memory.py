@@ -86,10 +86,12 @@ def test_whose_margin_holds() -> None:
     [
         ({"kv_bytes_per_token": 1152}, {}, 640 * 1152),
         ({"kv_bytes_per_token": 1152}, {"batch_size": 4, "context_tokens": 4096}, 4 * 4096 * 1152),
-        ({"kv_bytes_per_token": 10, "kv_window_tokens": 128}, {"batch_size": 2}, 2 * 128 * 10),
+        ({"kv_bytes_per_token": 10, "kv_window_tokens": 128}, {"batch_size": 2}, 2 * 512 * 10),  # one chunk, kept whole
+        ({"kv_bytes_per_token": 10, "kv_window_tokens": 128}, {"prefill_chunk": 100}, 227 * 10),  # a chunk beside 127
+        ({"kv_bytes_per_token": 10, "kv_window_tokens": 600}, {"prefill_chunk": 1}, 600 * 10),  # filled by decoding
         ({"kv_bytes_per_token": 10, "kv_window_tokens": 10**6}, {"batch_size": 2}, 2 * 640 * 10),
         ({"state_bytes": 77}, {"batch_size": 3, "context_tokens": 10**6}, 3 * 77),
-        ({"kv_bytes_per_token": 10, "kv_window_tokens": 5, "state_bytes": 7}, {}, 57),
+        ({"kv_bytes_per_token": 10, "kv_window_tokens": 5, "state_bytes": 7}, {"prefill_chunk": 1}, 57),
         ({}, {}, 0),
     ],
 )
@@ -104,6 +106,36 @@ def test_workspace_is_per_sequence_of_the_batch() -> None:
     assert workspace_bytes(block, profile, workload) == 2 * (300 + 5 * 1024 + 7)
     short = Workload(prompt_tokens=10, generated_tokens=1, prefill_chunk=100)
     assert workspace_bytes(block, profile, short) == 300 + 55 + 7  # what a chunk may be, not what it is
+
+
+def test_of_several_moments_the_largest_counts() -> None:
+    profile = model([{"attention": {"weight_bytes": 1}}])
+    work = Workload(prompt_tokens=1000, generated_tokens=24, prefill_chunk=100)
+    need = Workspace(per_token=10, other_moments=(Workspace(per_token=1, per_token_pair=2, after_first_chunk=True),))
+    block = Block(weight_bytes=1, workspace_bytes=need)
+    assert workspace_bytes(block, profile, work) == 100 + 2 * 100 * 1024
+    whole = work.replace(prefill_chunk=1000)
+    assert workspace_bytes(block, profile, whole) == 10 * 1000  # no chunk meets a cache that is not empty
+    assert workspace_bytes(block, profile, whole.replace(context_tokens=1025)) == 1000 + 2 * 1000 * 1025
+
+
+def test_a_window_bounds_what_a_chunk_sees() -> None:
+    profile = model([{"attention": {"weight_bytes": 1}}])
+    work = Workload(prompt_tokens=1000, generated_tokens=24, prefill_chunk=100)
+    need = Workspace(per_context_token=3, per_token_pair=5, per_window_pair=7)
+    windowed = Attention(weight_bytes=1, workspace_bytes=need, kv_window_tokens=51)
+    assert workspace_bytes(windowed, profile, work) == 3 * 150 + 100 * (5 * 1024 + 7 * 150)
+    unbounded = Attention(weight_bytes=1, workspace_bytes=need)
+    assert workspace_bytes(unbounded, profile, work) == 3 * 1024 + 100 * 12 * 1024
+
+
+def test_workspace_is_written_and_read_back() -> None:
+    need = Workspace(per_token=1, other_moments=(Workspace(per_token_pair=2, after_first_chunk=True),))
+    block = Block(weight_bytes=1, workspace_bytes=need)
+    written = block.model_dump(mode="json", exclude_none=True)
+    assert written["workspace_bytes"]["other_moments"][0]["per_token_pair"] == 2
+    assert "per_token_pair" not in written["workspace_bytes"]
+    assert Block(**written) == block
 
 
 def test_workspace_where_the_profile_gives_none() -> None:

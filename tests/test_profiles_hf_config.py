@@ -286,20 +286,20 @@ def test_every_format_of_every_preset_is_smaller_than_bf16() -> None:
         ("deepseek-v3", 1_439_385_600),
     ],
 )
-def test_experts_workspace_is_what_a_fake_run_of_2048_tokens_needed(name: str, measured: int) -> None:
+def test_experts_workspace_is_just_above_what_a_fake_run_of_2048_tokens_needed(name: str, measured: int) -> None:
     profile = read_hf_config(model_config_preset(name) or {}, name, "bf16")
     experts = profile.layers[-1].experts
     assert experts is not None
     assert experts.workspace_bytes is not None
     formula = experts.workspace_bytes.per_token * 2048 + experts.workspace_bytes.per_sequence
-    assert measured <= formula <= measured * 1.001
+    assert measured <= formula <= measured * 1.15  # the layer's own vectors, in case they are on the same device
 
 
 def test_latent_attention_expands_its_whole_cache() -> None:
     profile = read_hf_config(model_config_preset("deepseek-v2") or {}, "deepseek-v2", "bf16")
     workspace = profile.layers[5].attention.workspace_bytes
     assert workspace is not None
-    assert workspace.per_context_token * 2048 == 128 * (128 + 128 + 128 + 64) * 2 * 2048
+    assert max(moment.per_context_token for moment in workspace.moments) == 128 * (128 + 128 + 128 + 64) * 2
 
 
 # --- presets and bad configs ------------------------------------------------------------------------------------------
