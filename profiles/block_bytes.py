@@ -43,7 +43,8 @@ def profile_of(
     try:
         return _profile(model, stored, name, source, notes, kv or KvFormat())
     except ValidationError as problem:
-        raise ProfileError(f"config.json: {first_problem(problem, ModelProfile)}; mend it") from None
+        found = first_problem(problem, ModelProfile)
+        raise ProfileError(f"its shapes make no model: {found}; mend or download it again") from None
 
 
 def _profile(

@@ -5,8 +5,7 @@ Which layers slide is not in most files but in llama.cpp's source, by architectu
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from math import prod
 
 from profiles.config_fields import MAX_EXPERTS
@@ -43,19 +42,8 @@ HF_NAMES = {
     "ssm_norm": "linear_attn.norm",
 }  # fmt: skip
 KEPT = ("_norm", "ffn_gate_inp", "ssm_conv1d")
-
-
-@dataclass(frozen=True)
-class _Attention:
-    """What the metadata says of attention for all layers; sizes are those of one head."""
-
-    heads: list[int]
-    kv_heads: list[int]
-    key_size: int
-    value_size: int
-    rank: int
-    rope: int
-    windows: list[int | None]
+Shapes = Mapping[str, tuple[int, ...]]
+"""The tensors of a layer: name after `blk.N.` -> shape in ggml's order."""
 
 
 def model_of(fields: Metadata, entries: Sequence[GgufEntry]) -> tuple[ModelTensors, tuple[str, ...]]:
@@ -76,7 +64,7 @@ def model_of(fields: Metadata, entries: Sequence[GgufEntry]) -> tuple[ModelTenso
     if "token_embd.weight" not in top or len(top["token_embd.weight"].shape) != 2:
         raise ProfileError("token_embd.weight: missing, so this is no language model; give the file of its decoder")
     hidden, vocab = top["token_embd.weight"].shape
-    attention, notes = _attention(fields, layers, hidden)
+    windows, notes = _windows(fields, layers)
     is_tied = "output.weight" not in top
     head = [t for name, t in top.items() if name.startswith("output")]
     tensors = ModelTensors(
@@ -84,7 +72,7 @@ def model_of(fields: Metadata, entries: Sequence[GgufEntry]) -> tuple[ModelTenso
         hidden_size=hidden,
         vocab_size=vocab,
         embedding=(Tensor("model.embed_tokens.weight", (vocab, hidden)),),
-        layers=tuple(_layer(i, found, attention, fields) for i, found in enumerate(by_layer)),
+        layers=tuple(_layer(i, found, windows[i], fields) for i, found in enumerate(by_layer)),
         head=tuple(_tensor(t.name, t) for t in head)
         + ((Tensor("lm_head.weight", (vocab, hidden)),) if is_tied else ()),
         tied=is_tied,
@@ -101,24 +89,6 @@ def _architecture(fields: Metadata, by_layer: list[list[GgufTensor]]) -> str:
     if name == "llama" and sparse:
         return "mixtral"
     return ARCHITECTURES.get(name, name.replace("-", "_"))
-
-
-def _attention(fields: Metadata, layers: int, hidden: int) -> tuple[_Attention, tuple[str, ...]]:
-    heads = fields.by_layer(".attention.head_count", layers) or [0] * layers
-    most = max(heads)
-    size = hidden // most if most else 0
-    key_size = fields.number(".attention.key_length_mla") or fields.number(".attention.key_length") or size
-    value_size = fields.number(".attention.value_length_mla") or fields.number(".attention.value_length") or size
-    windows, notes = _windows(fields, layers)
-    return _Attention(
-        heads=heads,
-        kv_heads=fields.by_layer(".attention.head_count_kv", layers) or heads,
-        key_size=key_size,
-        value_size=value_size,
-        rank=fields.number(".attention.kv_lora_rank") or 0,
-        rope=fields.number(".rope.dimension_count") or 0,
-        windows=windows,
-    ), notes
 
 
 def _windows(fields: Metadata, layers: int) -> tuple[list[int | None], tuple[str, ...]]:
@@ -140,30 +110,46 @@ def _windows(fields: Metadata, layers: int) -> tuple[list[int | None], tuple[str
     return [window if (i + 1) % every else None for i, every in enumerate(pattern)], ()
 
 
-def _layer(index: int, found: list[GgufTensor], attention: _Attention, fields: Metadata) -> LayerTensors:
+def _layer(index: int, found: list[GgufTensor], window: int | None, fields: Metadata) -> LayerTensors:
     routed = [t for t in found if home_of(t.name, index, index + 1, 0).part == "experts"]
     around = [t for t in found if t not in routed]
-    stems = {t.name.split(".")[2] for t in around}
+    shapes = {t.name.split(".", 2)[2]: t.shape for t in around}
     prefix = f"model.layers.{index}."
-    tensors: Tensors = tuple(_tensor(_hf_name(t, prefix), t) for t in around if _counts_once(t, stems))
-    if "attn_k_b" in stems and "attn_kv_b" not in stems:
-        tensors += (_whole_kv_b(prefix, around),)
-    cache = _cache(index, stems, attention, fields)
+    tensors: Tensors = tuple(_tensor(_hf_name(t, prefix), t) for t in around if not _is_half_of_kv_b(t))
+    if "attn_k_b.weight" in shapes and "attn_kv_b.weight" not in shapes:
+        tensors += (_whole_kv_b(prefix, shapes),)
+    cache = _cache(index, shapes, window, fields)
     return LayerTensors(tensors, cache, _routed(prefix, routed, fields) if routed else None)
 
 
-def _counts_once(tensor: GgufTensor, stems: set[str]) -> bool:
+def _is_half_of_kv_b(tensor: GgufTensor) -> bool:
     """Latent attention's kv_b may be in a file whole, in two parts, or both: it is one projection."""
-    return tensor.name.split(".")[2] not in ("attn_k_b", "attn_v_b")
+    return tensor.name.split(".")[2] in ("attn_k_b", "attn_v_b")
 
 
-def _whole_kv_b(prefix: str, around: list[GgufTensor]) -> Tensor:
-    keys = next(t for t in around if ".attn_k_b." in t.name)
-    values = next((t for t in around if ".attn_v_b." in t.name), None)
-    if values is None:
-        raise ProfileError(f"{keys.name}: has no attn_v_b beside it; {REMEDY}")
-    rank = values.shape[0]
-    return Tensor(f"{prefix}self_attn.kv_b_proj.weight", ((keys.numel + values.numel) // rank, rank), quantisable=True)
+def _whole_kv_b(prefix: str, shapes: Shapes) -> Tensor:
+    rank, out = _kv_b(shapes)
+    return Tensor(f"{prefix}self_attn.kv_b_proj.weight", (out, rank), quantisable=True)
+
+
+def _kv_b(shapes: Shapes) -> tuple[int, int]:
+    """(rank, outputs) of latent attention's kv_b, whole or in two parts: nope + v values a head."""
+    if "attn_kv_b.weight" in shapes:
+        rank, out = _matrix(shapes, "attn_kv_b.weight")
+        return rank, out
+    keys, values = shapes["attn_k_b.weight"], shapes.get("attn_v_b.weight", ())
+    rank = values[0] if values else 0
+    if not rank:
+        raise ProfileError(f"attn_k_b.weight: has no attn_v_b beside it; {REMEDY}")
+    return rank, (prod(keys) + prod(values)) // rank
+
+
+def _matrix(shapes: Shapes, name: str) -> tuple[int, int]:
+    """(inputs, outputs) of a projection that a layer must have."""
+    shape = shapes.get(name, ())
+    if len(shape) != 2:
+        raise ProfileError(f"{name}: {'missing' if not shape else f'of shape {list(shape)}'} in a layer; {REMEDY}")
+    return shape[0], shape[1]
 
 
 def _hf_name(tensor: GgufTensor, prefix: str) -> str:
@@ -176,30 +162,51 @@ def _tensor(name: str, tensor: GgufTensor) -> Tensor:
     return Tensor(name, tuple(reversed(tensor.shape)), quantisable=matrix)
 
 
-def _cache(index: int, stems: set[str], attention: _Attention, fields: Metadata) -> Cache:
-    heads, kv_heads = attention.heads[index], attention.kv_heads[index]
+def _cache(index: int, shapes: Shapes, window: int | None, fields: Metadata) -> Cache:
+    """What the layer caches, from the shapes of its own projections: they hold whatever the metadata leaves out."""
+    stems = {name.split(".")[0] for name in shapes}
     if any(stem.startswith("ssm_") for stem in stems):
         return Cache(state_fp32_values=_recurrent_state(fields))
     if any(stem.startswith("shortconv") for stem in stems):
         return Cache(state_fp32_values=(fields.size(".shortconv.l_cache") - 1) * fields.size(".embedding_length"))
     if any(stem.startswith("time_mix") for stem in stems):
-        raise ProfileError(
-            f"general.architecture: {fields.architecture}: its recurrence is not known; write a profile YAML"
-        )
-    if not stems & {"attn_k", "attn_qkv", "attn_kv_a_mqa"}:
-        return Cache()  # a layer that mixes no tokens
-    both = attention.key_size + attention.value_size
-    if not heads or not both:
-        raise ProfileError(f"{fields.architecture}.attention.head_count: layer {index} has none; {REMEDY}")
-    if attention.rank and "attn_kv_a_mqa" in stems:
-        return Cache(
-            values_per_token=attention.rank + attention.rope,
-            flops_per_token_pair=2 * heads * both,
-            expanded_values_per_token=heads * (both - attention.rope + attention.key_size),
-            full_values_per_token=heads * both,
-        )
+        problem = f"general.architecture: {fields.architecture}: its recurrence is not known"
+        raise ProfileError(f"{problem}; write a profile YAML")
+    if "attn_kv_a_mqa" in stems:
+        return _latent_cache(shapes)
+    if "attn_k" in stems:
+        keys = _matrix(shapes, "attn_k.weight")[1]
+        values = _matrix(shapes, "attn_v.weight")[1] if "attn_v" in stems else keys
+        attended = _matrix(shapes, "attn_output.weight")[0]
+        return Cache(values_per_token=keys + values, window_tokens=window, flops_per_token_pair=4 * attended)
+    if "attn_qkv" in stems:
+        return _fused_cache(index, shapes, window, fields)
+    return Cache()  # a layer that mixes no tokens
+
+
+def _latent_cache(shapes: Shapes) -> Cache:
+    """Latent attention: the latent and the rotary key of a token, or keys and values of every head."""
+    latent = _matrix(shapes, "attn_kv_a_mqa.weight")[1]
+    queries = _matrix(shapes, "attn_q_b.weight" if "attn_q_b.weight" in shapes else "attn_q.weight")[1]
+    attended = _matrix(shapes, "attn_output.weight")[0]
     return Cache(
-        values_per_token=kv_heads * both, window_tokens=attention.windows[index], flops_per_token_pair=2 * heads * both
+        values_per_token=latent,
+        flops_per_token_pair=2 * (queries + attended),
+        expanded_values_per_token=queries + _kv_b(shapes)[1],
+        full_values_per_token=queries + attended,
+    )
+
+
+def _fused_cache(index: int, shapes: Shapes, window: int | None, fields: Metadata) -> Cache:
+    """Queries, keys and values from one projection: how it divides is in the metadata alone."""
+    attended = _matrix(shapes, "attn_output.weight")[0]
+    whole = fields.by_layer(".attention.head_count", index + 1) or [0]
+    grouped = fields.by_layer(".attention.head_count_kv", index + 1) or whole
+    heads, kv_heads = whole[index], grouped[index]
+    if not heads or kv_heads > heads:
+        raise ProfileError(f"{fields.architecture}.attention.head_count: layer {index} has {heads}; {REMEDY}")
+    return Cache(
+        values_per_token=2 * attended * kv_heads // heads, window_tokens=window, flops_per_token_pair=4 * attended
     )
 
 

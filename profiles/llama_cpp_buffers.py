@@ -2,10 +2,10 @@
 
 ggml plans a graph's buffers ahead: every device gets one as large as its busiest moment, for `prefill_chunk` tokens
 (llama.cpp's ubatch) and the whole context. Activations are fp32, flash attention is on, and an operation on a tensor
-that nobody else reads works in place. Held against logs of Qwen3-235B-A22B at 4096 tokens of ubatch and 32768 of context in
-ikawrakow/ik_llama.cpp's github-data: the device of the head (2502.00 MiB) and the host (576.05 MiB) agree to the last
-digit; a device between has 836.00 MiB where these forms say 1092, one of DeepSeek-R1 2872 where they say 3105. So they
-are estimates from above, and no proof.
+that nobody else reads works in place. Held against logs of Qwen3-235B-A22B at 4096 tokens of ubatch and 32768 of
+context in ikawrakow/ik_llama.cpp's github-data: the device of the head (2502.00 MiB) and the host (576.05 MiB) agree to
+the last digit; a device between has 836.00 MiB where these forms say 1092, one of DeepSeek-R1 2872 where they say 3105.
+So they are estimates from above, and no proof.
 
 Ignored: the copy of CPU experts' weights that large batches bring to the GPU (counted apart, as staging), and
 architectures whose graphs hold more than the usual (Qwen3-Next).

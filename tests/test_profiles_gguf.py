@@ -75,6 +75,16 @@ def test_every_block_of_every_layer_is_the_sum_of_its_tensors(name: str, tmp_pat
     assert profile.weight_bytes == sum(n_bytes(s, k) for _, s, k in tensors)
 
 
+def test_shapes_tell_what_the_metadata_leaves_out(tmp_path: Path) -> None:
+    architecture, fields, tensors = REAL["deepseek-v2-lite"]()
+    few = {key: value for key, value in fields.items() if key.startswith((".block", ".expert"))}
+    for name, given in (("whole", fields), ("few", few)):
+        write_gguf(tmp_path / f"{name}.gguf", architecture, given, tensors)
+    whole, least = load_profile(tmp_path / "whole.gguf"), load_profile(tmp_path / "few.gguf")
+    assert least.layers == whole.layers
+    assert least.quant == "mixed"
+
+
 def test_what_a_published_file_holds_is_what_its_maker_says() -> None:
     """Tensor bytes of gpt-oss-20b in MXFP4 and of one expert, as harshithkantamneni/moe-speed-of-light has them."""
     _, _, tensors = REAL["gpt-oss-20b"]()
@@ -241,7 +251,8 @@ def test_next_token_layers_are_in_the_file_and_not_in_the_layers(tmp_path: Path)
 
 
 def latent(extra: list[tuple[str, tuple[int, ...], T]]) -> list[tuple[str, tuple[int, ...], T]]:
-    tensors = [t for t in small_tensors(1) if ".attn_k." not in t[0] and ".attn_v." not in t[0]]
+    tensors = [t for t in small_tensors(1) if ".attn_" not in t[0]]
+    tensors += [("blk.0.attn_q.weight", (64, 4 * 48), T.F16), ("blk.0.attn_output.weight", (4 * 32, 64), T.F16)]
     return [*tensors, ("blk.0.attn_kv_a_mqa.weight", (64, 48), T.F16), *extra]
 
 
@@ -264,6 +275,16 @@ def test_latent_attention_caches_the_latent_where_the_file_is_split_for_it(tmp_p
     assert (
         load_profile(tmp_path / "x.gguf", kv_quant="q8_0").layers[0].attention.kv_bytes_per_token == 4 * 80 * 34 // 32
     )
+
+
+def test_latent_attention_whose_parts_do_not_fit_is_refused(tmp_path: Path) -> None:
+    def refuses(tensors: Any, *words: str) -> None:
+        write_gguf(tmp_path / "x.gguf", "deepseek2", {**SMALL_FIELDS, ".block_count": 1}, tensors)
+        refused(tmp_path / "x.gguf", *words)
+
+    refuses(latent(SPLIT[:1]), "attn_k_b.weight: has no attn_v_b beside it")
+    refuses(latent([("blk.0.attn_kv_b.weight", (32, 4 * 640), T.F16)]), "its shapes make no model")
+    refuses([t for t in latent(SPLIT) if ".attn_q." not in t[0]], "attn_q.weight: missing in a layer")
 
 
 def test_windows_by_architecture_by_list_and_unknown(tmp_path: Path) -> None:
@@ -289,9 +310,29 @@ def test_layers_that_recur_or_mix_nothing(tmp_path: Path) -> None:
     assert (nothing.attention.kv_bytes_per_token, nothing.attention.state_bytes) == (0, 0)
 
 
-def test_heads_by_layer(tmp_path: Path) -> None:
-    profile = read(tmp_path, "deci", small_tensors(2), attention__head_count_kv=[2, 1], attention__head_count=[4, 4])
+def test_heads_that_differ_by_layer_are_seen_in_the_shapes(tmp_path: Path) -> None:
+    tensors = [
+        (n, (64, 16) if n in ("blk.1.attn_k.weight", "blk.1.attn_v.weight") else s, k) for n, s, k in small_tensors()
+    ]
+    fields = {key: value for key, value in SMALL_FIELDS.items() if ".attention." not in key}
+    write_gguf(tmp_path / "x.gguf", "deci", fields, tensors)
+    assert [x.attention.kv_bytes_per_token for x in load_profile(tmp_path / "x.gguf").layers] == [128, 64]
+
+
+def test_fused_projections_need_the_metadata(tmp_path: Path) -> None:
+    tensors = [
+        t for t in small_tensors() if ".attn_k." not in t[0] and ".attn_v." not in t[0] and ".attn_q." not in t[0]
+    ]
+    tensors += [(f"blk.{i}.attn_qkv.weight", (64, 128), T.Q8_0) for i in range(2)]
+    profile = read(tmp_path, "dbrx", tensors, attention__head_count=4, attention__head_count_kv=[2, 1])
     assert [layer.attention.kv_bytes_per_token for layer in profile.layers] == [128, 64]
+    for fields, words in (
+        ({"head_count": 0}, ("head_count", "layer 0 has 0")),
+        ({"head_count_kv": [2]}, ("one a layer",)),
+    ):
+        given = {**SMALL_FIELDS, **{f".attention.{key}": value for key, value in fields.items()}}
+        write_gguf(tmp_path / "x.gguf", "dbrx", given, tensors)
+        refused(tmp_path / "x.gguf", *words)
 
 
 # --- what is not a whole GGUF file ------------------------------------------------------------------------------------
@@ -370,8 +411,6 @@ def test_an_endless_array_in_a_hole(small: Path) -> None:
         ({".block_count": "two"}, ("block_count", "'two'")),
         ({".expert_count": None}, ("expert_count",)),
         ({".expert_used_count": 9}, ("expert_used_count", "9 of 4")),
-        ({".attention.head_count": 0}, ("head_count",)),
-        ({".attention.head_count_kv": [2]}, ("head_count_kv", "one a layer")),
         ({".nextn_predict_layers": 5}, ("nextn_predict_layers",)),
     ],
 )
