@@ -41,6 +41,8 @@ HF_NAMES = {
     "ssm_conv1d": "linear_attn.conv1d", "ssm_a": "linear_attn.A_log", "ssm_dt": "linear_attn.dt_bias",
     "ssm_norm": "linear_attn.norm",
 }  # fmt: skip
+ROUTES_IN_16_BITS = ("gpt-oss", "olmoe", "qwen2moe", "qwen3moe", "qwen3next")
+"""Architectures whose routing weights meet the experts' outputs in the activations' type; in others they are fp32."""
 KEPT = ("_norm", "ffn_gate_inp", "ssm_conv1d")
 Shapes = Mapping[str, tuple[int, ...]]
 """The tensors of a layer: name after `blk.N.` -> shape in ggml's order."""
@@ -242,4 +244,4 @@ def _routed(prefix: str, found: list[GgufTensor], fields: Metadata) -> RoutedExp
             if t not in matrices
         ),
     )
-    return RoutedExperts(inside, count, active, width)
+    return RoutedExperts(inside, count, active, width, 2 if fields.architecture in ROUTES_IN_16_BITS else 4)

@@ -13,7 +13,7 @@ import pytest
 from gguf_files import T, n_bytes, write_gguf, write_shards
 from real_gguf import REAL
 
-from profiles import ModelProfile, ProfileError, load_profile
+from profiles import Layer, ModelProfile, ProfileError, load_profile
 from profiles.gguf_header import MAX_TENSORS
 from profiles.gguf_layout import predicted_file
 from profiles.presets import model_config_preset, model_config_presets
@@ -137,19 +137,18 @@ def test_a_file_and_its_prediction_are_the_same_profile(name: str, mix: str, tmp
     predicted = load_profile(name, mix)
     assert file.file_bytes == predicted.file_bytes
     for side, other in zip(file.layers, predicted.layers, strict=True):
-        assert _weights_and_cache(side.attention) == _weights_and_cache(other.attention)
-        assert (side.experts and _experts(side.experts)) == (other.experts and _experts(other.experts))
+        if name == "gpt-oss-120b":  # its router's and experts' biases have other shapes in a file: bytes of workspace
+            side, other = _without_workspace(side), _without_workspace(other)
+        assert side == other
     assert file.embedding.weight_bytes == predicted.embedding.weight_bytes
     assert file.head.weight_bytes == predicted.head.weight_bytes
     assert file.tied_bytes == predicted.tied_bytes
     assert (file.mtp is None) == (".nextn_predict_layers" not in own)
 
 
-def _weights_and_cache(block: Any) -> dict[str, Any]:
-    return {k: v for k, v in block.model_dump().items() if k != "workspace_bytes"}
-
-
-_experts = _weights_and_cache
+def _without_workspace(layer: Layer) -> Layer:
+    experts = layer.experts and layer.experts.replace(workspace_bytes=None)
+    return layer.replace(attention=layer.attention.replace(workspace_bytes=None), experts=experts)
 
 
 def test_the_presets_above_are_all_that_have_an_architecture_here() -> None:
