@@ -27,10 +27,39 @@ ROTARY_SIZE = 256
 """No known model rotates more values of a head; tables are small beside the rest."""
 BUFFER_BYTES = 65_536
 """Rotary frequencies and router biases: buffers, which no block's weights count (61 KB in DeepSeek-V3)."""
-IDLE_WINDOWS = ("qwen2_moe",)
-"""Architectures whose forward makes a mask for windows also where no layer has one."""
 DELTA_CHUNK = 64
 """Tokens of one chunk of transformers' gated delta rule, to whose multiple it pads."""
+
+
+@dataclass(frozen=True)
+class Habits:
+    """What an architecture's code in transformers does that its shapes do not tell.
+
+    `fp32_rotation`: how many tensors as large as the queries rotation needs in fp32, 0 where it works in activations.
+    `every_expert`: each token is given to every expert, with weight zero where not chosen. `idle_windows`: a mask for
+    windows is made also where no layer has one. `scaled_embedding`: the embedding's vectors are multiplied into new
+    ones. `norm_tensors`: how many fp32 tensors a norm keeps alive.
+    """
+
+    fp32_rotation: int = 0
+    every_expert: bool = False
+    idle_windows: bool = False
+    scaled_embedding: bool = False
+    norm_tensors: int = 2
+
+
+HABITS = {
+    "cohere": Habits(fp32_rotation=6, norm_tensors=3),
+    "ernie4_5": Habits(fp32_rotation=4),
+    "flex_olmo": Habits(fp32_rotation=4),
+    "gemma": Habits(scaled_embedding=True),
+    "granite": Habits(scaled_embedding=True),
+    "llama4": Habits(fp32_rotation=3, every_expert=True),
+    "olmo2": Habits(fp32_rotation=4),
+    "olmo3": Habits(fp32_rotation=4),
+    "qwen2_moe": Habits(idle_windows=True),
+}
+"""By the beginning of the architecture's name, where anything is unusual."""
 
 
 @dataclass(frozen=True)
@@ -38,19 +67,19 @@ class Surroundings:
     """What a block's form needs to know of the model around it.
 
     `scores` says that attention is not fused (gpt-oss: attention sinks have no kernel in torch), so masks are of the
-    activations' type and scores exist. `windows` and `full` say whether some layer has a window, and some has none.
-    `every_expert` says that each token is given to every expert, with weight zero where not chosen (Llama 4), and
-    `shared_first` that a shared expert with a gate runs before the routed ones (Qwen): its output waits meanwhile.
+    activations' type and scores exist. `windows` and `full` say whether masks are made for layers with a window, and
+    for layers without. `shared` says that there are shared experts; where those run first, as in Qwen, their output
+    waits for the routed ones.
     """
 
     hidden: int
     vocab: int
     value: int
-    scores: bool
-    windows: bool
-    full: bool
-    every_expert: bool
-    shared_first: bool = False
+    scores: bool = False
+    windows: bool = False
+    full: bool = True
+    shared: bool = False
+    habits: Habits = Habits()
 
     @property
     def fixed(self) -> int:
@@ -66,19 +95,25 @@ class Surroundings:
         """Bytes a token of `vectors` hidden vectors and of what all layers share."""
         return vectors * self.hidden * self.value + self.tables
 
+    @property
+    def norm(self) -> int:
+        """Bytes a token of a norm: fp32 tensors, and one in v where the weight is applied in fp32 (gpt-oss)."""
+        return self.hidden * (self.habits.norm_tensors * FP32_BYTES + (self.value if self.scores else 0))
+
 
 def surroundings(model: ModelTensors, value: int) -> Surroundings:
     """The surroundings of every block of `model`, whose activations take `value` bytes each."""
     attends = [layer.cache for layer in model.layers if layer.cache.values_per_token]
+    habits = next((h for start, h in HABITS.items() if model.architecture.startswith(start)), Habits())
     return Surroundings(
         hidden=model.hidden_size,
         vocab=model.vocab_size,
         value=value,
         scores=any(_named(layer.attention, "sinks") for layer in model.layers),
-        windows=any(cache.window_tokens for cache in attends) or model.architecture in IDLE_WINDOWS,
+        windows=habits.idle_windows or any(cache.window_tokens for cache in attends),
         full=any(not cache.window_tokens for cache in attends),
-        every_expert=model.architecture.startswith("llama4"),
-        shared_first=any(_named(layer.attention, "shared_expert_gate") for layer in model.layers),
+        shared=any(layer.experts and _width(_split(layer.attention)[1]) for layer in model.layers),
+        habits=habits,
     )
 
 
@@ -88,7 +123,7 @@ def embedding_workspace(around: Surroundings) -> Workspace:
     A mask is a byte for every pair of tokens, and as many for each of its conditions (causal, window) and their
     conjunction; where attention is not fused, the mask before of type v stays while the next is made.
     """
-    per_token = around.base(1) + 5 * ROTARY_SIZE * FP32_BYTES
+    per_token = around.base(2 if around.habits.scaled_embedding else 1) + 5 * ROTARY_SIZE * FP32_BYTES
     pairs = 3 + around.value if around.scores else 4 if around.windows else 0
     first = Workspace(per_token=per_token, per_token_pair=pairs, per_sequence=around.fixed)
     return first if pairs else _largest([first, first.replace(per_token_pair=2, after_first_chunk=True)])
@@ -99,15 +134,15 @@ def head_workspace(around: Surroundings) -> Workspace:
 
     Ignored: sampling's own copies, and callers that ask for the logits of the whole prompt.
     """
-    norm = around.base(3 if around.scores else 2) + 2 * FP32_BYTES * around.hidden
-    moment = Workspace(per_token=norm, per_sequence=around.fixed + FP32_BYTES * around.vocab)
+    moment = Workspace(per_token=around.base(2) + around.norm, per_sequence=around.fixed + FP32_BYTES * around.vocab)
     return _largest(_with_masks([moment], around))
 
 
 def attention_workspace(layer: LayerTensors, around: Surroundings) -> Workspace:
     """A layer without its routed experts: norms, attention, dense or shared feed-forward network, router."""
     mixer, feed_forward = _split(layer.attention)
-    moments = [_norms(around), *_feed_forward(feed_forward, layer.experts, around)]
+    norms = Workspace(per_token=around.base(3) + around.norm)
+    moments = [norms, *_feed_forward(feed_forward, layer.experts, around)]
     if layer.cache.expanded_values_per_token:
         moments += _latent_attention(mixer, layer.cache, around)
     elif layer.cache.values_per_token:
@@ -139,19 +174,13 @@ def experts_workspace(experts: RoutedExperts, around: Surroundings) -> Workspace
 def _experts_bytes(experts: RoutedExperts, around: Surroundings) -> int:
     v, hidden, width = around.value, around.hidden, experts.width
     k, weight = experts.active, experts.router_weight_bytes
-    base = around.base(5 if around.shared_first or around.every_expert else 4) + FP32_BYTES * experts.count
-    if around.every_expert:
+    base = around.base(5 if around.shared else 4) + FP32_BYTES * experts.count
+    if around.habits.every_expert:
         return base + experts.count * v * (hidden + 4 * width)
     biased = any("bias" in tensor.name.rsplit(".", 1)[-1] for tensor in experts.tensors)
     gate = v * k * (hidden + (9 if biased else 4) * width)
     gather = k * hidden * (2 * v + 2 * max(v, weight) + (v if biased else 0))
     return base + max(gate, gather) + k * (28 + 2 * weight) + INDEX_BYTES
-
-
-def _norms(around: Surroundings) -> Workspace:
-    """A norm works in fp32: a copy of its input and its product; where the weight is applied in fp32, one more in v."""
-    vectors = 4 if around.scores else 3
-    return Workspace(per_token=around.base(vectors) + 2 * FP32_BYTES * around.hidden)
 
 
 def _feed_forward(tensors: list[Tensor], experts: RoutedExperts | None, around: Surroundings) -> list[Workspace]:
@@ -161,7 +190,7 @@ def _feed_forward(tensors: list[Tensor], experts: RoutedExperts | None, around: 
     logits, probabilities and masks of groups, 24 bytes an expert at most (DeepSeek-V3).
     """
     v, hidden = around.value, around.hidden
-    width = max((_inner(tensor) for tensor in tensors if tensor.quantisable), default=0)
+    width = _width(tensors)
     if experts is None:
         return [Workspace(per_token=around.base(4) + 3 * v * width)]
     logits = FP32_BYTES * experts.count
@@ -170,7 +199,7 @@ def _feed_forward(tensors: list[Tensor], experts: RoutedExperts | None, around: 
         Workspace(per_token=around.base(7) + logits),
         Workspace(per_token=around.base(4) + FP32_BYTES * hidden + 24 * experts.count),
     ]
-    if around.every_expert:  # inputs by expert and their outputs, while the shared expert runs
+    if around.habits.every_expert:  # inputs by expert and their outputs, while the shared expert runs
         moments.append(Workspace(per_token=around.base(5) + v * (2 * experts.count * hidden + 3 * width)))
     return moments
 
@@ -179,9 +208,8 @@ def _attention(mixer: list[Tensor], cache: Cache, around: Surroundings) -> list[
     """Grouped-query attention: Q values of queries, K of keys and as many of values a token, G of a gate or the like.
 
     - norms of queries (and keys) in fp32;
-    - rotation, of queries: the two products, and a rotated copy in two steps; of keys beside rotated queries; Llama 4
-      rotates in fp32 complex numbers;
-    - the cache grows: old and new keys live together;
+    - rotation, of queries: the two products, and a rotated copy in two steps; of keys beside rotated queries;
+    - the cache grows: old and new keys live together, in a layer with a window old values as well;
     - attention: queries, output, its projection; gated: gate, its sigmoid, the product;
     - keys and values repeated to the number of heads, where there is a mask (a fused kernel takes fewer heads only
       without one): for a window always, else where a chunk meets a cache that is not empty;
@@ -196,10 +224,12 @@ def _attention(mixer: list[Tensor], cache: Cache, around: Surroundings) -> list[
         in_fp32 = 2 * FP32_BYTES * queries
         moments.append(Workspace(per_token=base + v * (queries + 2 * keys + 2 * gate) + in_fp32))
     rotating = v * (max(4 * queries + 2 * keys, 2 * queries + 5 * keys) + gate)
-    if around.every_expert:
-        rotating = v * (2 * queries + 3 * keys) + 2 * FP32_BYTES * (queries + keys)
+    if around.habits.fp32_rotation:
+        in_fp32 = FP32_BYTES * around.habits.fp32_rotation * max(queries, keys)
+        rotating = v * (queries + 2 * keys + gate) + in_fp32
     moments.append(Workspace(per_token=base + rotating))
-    moments.append(Workspace(per_token=base + v * (queries + 2 * keys + gate), per_context_token=keys * v))
+    old = keys if cache.window_tokens is None else 2 * keys
+    moments.append(Workspace(per_token=base + v * (queries + 2 * keys + gate), per_context_token=old * v))
     moments.append(Workspace(per_token=around.base(4) + v * (2 * queries + 3 * gate)))
     attending = base + v * (2 * queries + gate)
     if around.scores:
@@ -329,6 +359,11 @@ def _split(tensors: Iterable[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
 def _named(tensors: Iterable[Tensor], *names: str) -> bool:
     """Whether one of `tensors`, or the module it belongs to, has one of `names`."""
     return any(part in names for tensor in tensors for part in tensor.name.split(".")[-2:])
+
+
+def _width(tensors: list[Tensor]) -> int:
+    """The widest inner size of the FFNs that `tensors` make up; 0 where there is none."""
+    return max((_inner(tensor) for tensor in tensors if tensor.quantisable), default=0)
 
 
 def _inner(tensor: Tensor) -> int:
