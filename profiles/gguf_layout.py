@@ -98,13 +98,26 @@ def _file(model: ModelTensors) -> list[_Placed]:
         placed += [_Placed(t, "attention") for t in _attention(index, layer, splits)]
         if layer.experts is not None:
             placed += _routed(index, layer.experts.tensors)
-    for tensor in model.head:
-        if not (model.tied and tensor.name == "lm_head.weight"):
-            name = "output" if "lm_head" in tensor.name or "embed_out" in tensor.name else "output_norm"
-            placed.append(_Placed(_plain(name + _parts(tensor.name)[1], tensor), "head"))
+    placed += [
+        _Placed(_plain(_head_name(tensor.name), tensor), "head") for tensor in model.head if not _is_tied(tensor, model)
+    ]
     if model.architecture in KEEPS_MTP:
         placed += [_Placed(t, "mtp") for tensor in model.mtp for t in _of_layer(_index(tensor.name), tensor)]
     return placed
+
+
+def _is_tied(tensor: Tensor, model: ModelTensors) -> bool:
+    return model.tied and tensor.name == "lm_head.weight"
+
+
+def _head_name(name: str) -> str:
+    """The projection and the final norm have names of GGUF's own; what else a head has keeps its name."""
+    module, suffix = _parts(name)
+    if module in ("lm_head", "embed_out"):
+        return "output" + suffix
+    return (
+        "output_norm" + suffix if module.rsplit(".", 1)[-1] in ("norm", "final_layernorm", "ln_f", "norm_f") else name
+    )
 
 
 def _attention(index: int, layer: LayerTensors, splits_kv_b: bool) -> list[GgufTensor]:

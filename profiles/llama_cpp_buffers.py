@@ -75,7 +75,11 @@ def _is_output(tensor: Tensor) -> bool:
 
 
 def latent_heads(layer: LayerTensors) -> int:
-    """Heads of latent attention: full keys and values have a rotary part a head that kv_b's outputs lack."""
-    kv_b = next(t for t in layer.attention if t.name.endswith(".kv_b_proj.weight"))
-    rotary = layer.cache.values_per_token - kv_b.in_features
-    return (layer.cache.full_values_per_token - kv_b.out_features) // rotary
+    """Heads of latent attention: full keys and values have a rotary part a head that kv_b's outputs lack.
+
+    The rotary key comes from the same projection as the latent. A sparse attention's index may be cached beside them.
+    """
+    outputs = {t.name.rsplit(".", 2)[-2]: t.out_features for t in layer.attention if len(t.shape) > 1}
+    rank = next(t.in_features for t in layer.attention if t.name.endswith(".kv_b_proj.weight"))
+    rotary = outputs.get("kv_a_proj_with_mqa", layer.cache.values_per_token) - rank
+    return (layer.cache.full_values_per_token - outputs["kv_b_proj"]) // max(1, rotary)
