@@ -14,6 +14,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
+from checkpoint_files import deepseek, fp8, quantised, write_checkpoint
 from gguf_files import write_gguf
 
 from profiles.gguf_layout import predicted_file
@@ -27,12 +28,14 @@ FIELDS = {
 }  # fmt: skip
 WORDS = 129_280
 MEASURE = """
-import resource, sys, time
+import sys, time
+from pathlib import Path
 from profiles import load_profile
 start = time.perf_counter()
 profile = load_profile(sys.argv[1])
 seconds = time.perf_counter() - start
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+status = Path("/proc/self/status").read_text().splitlines()
+peak = int(next(line.split()[1] for line in status if line.startswith("VmHWM"))) // 1024
 print(f"{profile.file_bytes / 1e9:8.1f} GB  {seconds:6.2f} s  {peak:5d} MiB  {profile.source}")
 """
 
@@ -49,6 +52,10 @@ def main() -> None:
         tensors = predicted_file(model_tensors(model_config_preset("deepseek-r1") or {}), "q4_k_m")
         write_gguf(path, "deepseek2", FIELDS | tokenizer, [(t.name, t.shape, kind) for t, kind in tensors])
         report("DeepSeek-R1 Q4_K_M, one file", path)
+        config = model_config_preset("deepseek-r1") or {}
+        checkpoint = Path(folder) / "deepseek-r1"
+        write_checkpoint(checkpoint, config, quantised(deepseek(config), fp8), 163)
+        report("DeepSeek-R1 fp8, 163 safetensors", checkpoint)
 
 
 def report(name: str, path: Path) -> None:
