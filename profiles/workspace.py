@@ -163,7 +163,7 @@ def experts_workspace(experts: RoutedExperts, around: Surroundings) -> Workspace
     For T tokens, S = T k, hidden size H, expert width I and routing weights of w bytes, the larger of two moments:
         at the gate:        v S H + 4 v S I             (gathered inputs; gate-up, activated, product)
         at the last gather: S H (2 v + 2 max(v, w))     (inputs, outputs, their weighted copies)
-    plus index arithmetic, S (28 + 2 w) + 8 T and 8 an expert. Experts with biases gather those too, gate-up's 2 I and
+    plus S (36 + 2 w) of ids, weights and their order, and 8 an expert. Experts with biases gather those too, gate-up's 2 I and
     down's H a pair, and gpt-oss's gate, the only such known, makes three more products of I. Beside that the layer's
     own vectors, as if it were on the same device, and its router's logits. In Llama 4 every expert is given all tokens.
     """
@@ -180,7 +180,7 @@ def _experts_bytes(experts: RoutedExperts, around: Surroundings) -> int:
     biased = any("bias" in tensor.name.rsplit(".", 1)[-1] for tensor in experts.tensors)
     gate = v * k * (hidden + (9 if biased else 4) * width)
     gather = k * hidden * (2 * v + 2 * max(v, weight) + (v if biased else 0))
-    return base + max(gate, gather) + k * (28 + 2 * weight) + INDEX_BYTES
+    return base + max(gate, gather) + k * (36 + 2 * weight)
 
 
 def _feed_forward(tensors: list[Tensor], experts: RoutedExperts | None, around: Surroundings) -> list[Workspace]:
