@@ -163,9 +163,10 @@ def experts_workspace(experts: RoutedExperts, around: Surroundings) -> Workspace
     For T tokens, S = T k, hidden size H, expert width I and routing weights of w bytes, the larger of two moments:
         at the gate:        v S H + 4 v S I             (gathered inputs; gate-up, activated, product)
         at the last gather: S H (2 v + 2 max(v, w))     (inputs, outputs, their weighted copies)
-    plus S (36 + 2 w) of ids, weights and their order, and 8 an expert. Experts with biases gather those too, gate-up's 2 I and
-    down's H a pair, and gpt-oss's gate, the only such known, makes three more products of I. Beside that the layer's
-    own vectors, as if it were on the same device, and its router's logits. In Llama 4 every expert is given all tokens.
+    plus S (36 + 2 w) of ids, weights and their order, and 8 an expert: to the byte where a device has nothing else
+    (tests/test_profiles_workspace.py). Experts with biases gather those too, gate-up's 2 I and down's H a pair, and
+    gpt-oss's gate, the only such known, makes three more products of I. In Llama 4 every expert is given all tokens.
+    Beside that the layer's own vectors, as if it were on the same device, and its router's logits.
     """
     fixed = around.fixed + INDEX_BYTES * experts.count
     return _largest(_with_masks([Workspace(per_token=_experts_bytes(experts, around), per_sequence=fixed)], around))

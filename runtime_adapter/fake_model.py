@@ -12,6 +12,9 @@ from profiles.errors import ApplyError, ProfileError
 from runtime_adapter.meta_errors import one_line
 from runtime_adapter.meta_profile import build
 
+SAME_CODE = {"kimi_k2": "deepseek_v3"}
+"""Model types that come with code of their own, and whose transformers class does the same."""
+
 
 def fake_model(source: Any) -> nn.Module:
     """The model of a parsed config.json, a transformers config or another model, in bf16 with its weights on the CPU.
@@ -54,4 +57,5 @@ def _on_meta(source: Any) -> nn.Module:
         raise ApplyError(
             f"model: expected a config.json as a dict, a transformers config or a model, got {type(source).__name__}"
         )
-    return build(config)[0]
+    family = config.get("model_type")
+    return build({**config, "model_type": SAME_CODE.get(family, family)} if isinstance(family, str) else config)[0]
