@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from math import ceil
 
 from profiles.model import Workspace
 from profiles.tensors import Cache, LayerTensors, ModelTensors, RoutedExperts, Tensor, params
@@ -35,12 +36,14 @@ DELTA_CHUNK = 64
 class Habits:
     """What an architecture's code in transformers does that its shapes do not tell.
 
-    `fp32_rotation`: how many tensors as large as the queries rotation needs in fp32, 0 where it works in activations.
+    `rotated`: the share of a head that is rotated. `fp32_rotation`: how many tensors as large as the queries rotation
+    needs in fp32, 0 where it works in activations.
     `every_expert`: each token is given to every expert, with weight zero where not chosen. `idle_windows`: a mask for
     windows is made also where no layer has one. `scaled_embedding`: the embedding's vectors are multiplied into new
     ones. `norm_tensors`: how many fp32 tensors a norm keeps alive.
     """
 
+    rotated: float = 1.0
     fp32_rotation: int = 0
     every_expert: bool = False
     idle_windows: bool = False
@@ -52,6 +55,7 @@ HABITS = {
     "cohere": Habits(fp32_rotation=6, norm_tensors=3),
     "ernie4_5": Habits(fp32_rotation=4),
     "flex_olmo": Habits(fp32_rotation=4),
+    "glm4_moe": Habits(rotated=0.5),
     "gemma": Habits(scaled_embedding=True),
     "granite": Habits(scaled_embedding=True),
     "llama4": Habits(fp32_rotation=3, every_expert=True),
@@ -209,7 +213,8 @@ def _attention(mixer: list[Tensor], cache: Cache, around: Surroundings) -> list[
     """Grouped-query attention: Q values of queries, K of keys and as many of values a token, G of a gate or the like.
 
     - norms of queries (and keys) in fp32;
-    - rotation, of queries: the two products, and a rotated copy in two steps; of keys beside rotated queries;
+    - rotation, of queries: the two products, and a rotated copy in two steps, or where only a share of a head is
+      rotated, that and the whole put together again; of keys beside rotated queries;
     - the cache grows: old and new keys live together, in a layer with a window old values as well;
     - attention: queries, output, its projection; gated: gate, its sigmoid, the product;
     - keys and values repeated to the number of heads, where there is a mask (a fused kernel takes fewer heads only
@@ -224,7 +229,9 @@ def _attention(mixer: list[Tensor], cache: Cache, around: Surroundings) -> list[
     if _named(mixer, "q_norm"):
         in_fp32 = 2 * FP32_BYTES * queries
         moments.append(Workspace(per_token=base + v * (queries + 2 * keys + 2 * gate) + in_fp32))
-    rotating = v * (max(4 * queries + 2 * keys, 2 * queries + 5 * keys) + gate)
+    share = around.habits.rotated
+    turned = ceil(queries * max(1 + 3 * share, 2 + share))
+    rotating = v * (max(turned + 2 * keys, 2 * queries + 5 * keys) + gate)
     if around.habits.fp32_rotation:
         in_fp32 = FP32_BYTES * around.habits.fp32_rotation * max(queries, keys)
         rotating = v * (queries + 2 * keys + gate) + in_fp32
