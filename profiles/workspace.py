@@ -130,7 +130,7 @@ def embedding_workspace(around: Surroundings) -> Workspace:
     per_token = around.base(2 if around.habits.scaled_embedding else 1) + 5 * ROTARY_SIZE * FP32_BYTES
     pairs = 3 + around.value if around.scores else 4 if around.windows else 0
     first = Workspace(per_token=per_token, per_token_pair=pairs, per_sequence=around.fixed)
-    return first if pairs else _largest([first, first.replace(per_token_pair=2, after_first_chunk=True)])
+    return first if pairs else _largest([first, first.replace(per_token_pair=1, after_first_chunk=True)])
 
 
 def head_workspace(around: Surroundings) -> Workspace:
