@@ -17,9 +17,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from checkpoint_files import deepseek, fp8, quantised, write_checkpoint
 from gguf_files import write_gguf
 
-from profiles.gguf_layout import predicted_file
+from profiles.formats.gguf_layout import predicted_file
+from profiles.hf_config.reader import model_tensors
 from profiles.presets import model_config_preset
-from profiles.read_hf_config import model_tensors
 
 FIELDS = {
     ".block_count": 61, ".attention.head_count": 128, ".attention.head_count_kv": 1, ".attention.key_length_mla": 192,

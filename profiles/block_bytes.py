@@ -9,11 +9,11 @@ from pydantic import ValidationError
 
 from profiles.document import first_problem
 from profiles.errors import ProfileError
-from profiles.kv_cache import KvFormat, kv_bytes_per_token
+from profiles.formats.by_shape import value_bytes
+from profiles.formats.kv_cache import KvFormat, kv_bytes_per_token
+from profiles.formats.stored import Stored, StoredExperts, same
 from profiles.llama_cpp_buffers import attention_buffer, embedding_buffer, experts_buffer, head_buffer
 from profiles.model import Attention, Block, Experts, KindBytes, Layer, ModelProfile
-from profiles.quant import value_bytes
-from profiles.stored import Stored, StoredExperts, same
 from profiles.tensors import LayerTensors, ModelTensors, params
 from profiles.workspace import (
     Surroundings,

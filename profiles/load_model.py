@@ -10,12 +10,12 @@ from typing import Any
 from profiles.catalogue import nearest
 from profiles.document import one_line, parse_document, read_document, require_mapping, short
 from profiles.errors import MoeplanError, ProfileError
-from profiles.kv_cache import KvFormat, kv_format
+from profiles.formats.kv_cache import KvFormat, kv_format
+from profiles.gguf.reader import SHARD, read_gguf
+from profiles.hf_config.reader import read_hf_config
 from profiles.locate import DOCUMENT_SUFFIXES, WEIGHT_SUFFIXES, existing_path, name_or_path, texts_in
 from profiles.model import ModelProfile
 from profiles.presets import model_config_preset, model_config_preset_name, model_config_presets
-from profiles.read_gguf import SHARD, read_gguf
-from profiles.read_hf_config import read_hf_config
 from profiles.read_yaml import profile_from_document
 
 MAX_BASES = 4
@@ -115,7 +115,7 @@ def _from_weights(path: Path, choice: _Choice) -> ModelProfile:
     if path.suffix.lower() == ".gguf":
         return read_gguf(path, choice.kv)
     if path.is_dir() or path.suffix.lower() == ".safetensors":
-        from profiles.read_safetensors import read_safetensors
+        from profiles.safetensors.reader import read_safetensors
 
         return read_safetensors(path, _model_name(path), choice.kv)
     remedy = "give safetensors, a GGUF, or the model's config.json with quant=…"

@@ -7,7 +7,7 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-from profiles.read_hf_config import SOURCE_KEY
+from profiles.hf_config.reader import SOURCE_KEY
 
 
 @cache

@@ -12,10 +12,10 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from profiles.config_fields import MAX_EXPERTS, MAX_SIZE
 from profiles.document import short
 from profiles.errors import MoeplanError, ProfileError
-from profiles.read_hf_config import not_built_in
+from profiles.hf_config.fields import MAX_EXPERTS, MAX_SIZE
+from profiles.hf_config.reader import not_built_in
 from profiles.tensors import ModelTensors
 from runtime_adapter.meta_errors import BY_HAND, one_line
 

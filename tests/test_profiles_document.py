@@ -137,7 +137,7 @@ def placements(draw: st.DrawFn) -> Placement:
 
 
 @settings(max_examples=60, deadline=None)
-@given(profiles() | machines() | placements() | st.builds(Workload, prompt_tokens=st.integers(1, 10**8)))
+@given(profiles() | machines() | placements() | st.builds(Workload, prompt_tokens=st.integers(1, 5_000_000)))
 def test_every_noun_round_trips(noun: Document) -> None:
     kind = type(noun)
     assert kind.from_dict(noun.to_dict()) == noun

@@ -10,15 +10,15 @@ import pytest
 import yaml
 
 from profiles import ModelProfile, ProfileError, load_profile
-from profiles.formats import check_quant, known_quants, stored_as
-from profiles.gguf_layout import predicted_file
-from profiles.gguf_tensors import GgmlType as T
-from profiles.gguf_tensors import GgufTensor
-from profiles.kv_cache import KV_TYPES
-from profiles.llama_cpp_mix import MIXES, Facts, mix_types
+from profiles.formats.by_shape import tensor_bytes
+from profiles.formats.door import check_quant, known_quants, stored_as
+from profiles.formats.gguf_layout import predicted_file
+from profiles.formats.kv_cache import KV_TYPES
+from profiles.formats.llama_cpp_mix import MIXES, Facts, mix_types
+from profiles.gguf.tensors import GgmlType as T
+from profiles.gguf.tensors import GgufTensor
+from profiles.hf_config.reader import model_tensors
 from profiles.presets import model_config_preset
-from profiles.quant import tensor_bytes
-from profiles.read_hf_config import model_tensors
 from profiles.tensors import Tensor
 
 SIZES = yaml.safe_load((Path(__file__).parent / "published_gguf_sizes.yaml").read_text(encoding="utf-8"))["sizes"]

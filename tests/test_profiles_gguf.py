@@ -14,10 +14,10 @@ from gguf_files import T, n_bytes, write_gguf, write_shards
 from real_gguf import REAL
 
 from profiles import Layer, ModelProfile, ProfileError, load_profile
-from profiles.gguf_header import MAX_TENSORS
-from profiles.gguf_layout import predicted_file
+from profiles.formats.gguf_layout import predicted_file
+from profiles.gguf.header import MAX_TENSORS
+from profiles.hf_config.reader import model_tensors
 from profiles.presets import model_config_preset, model_config_presets
-from profiles.read_hf_config import model_tensors
 
 SMALL_FIELDS: dict[str, Any] = {
     ".block_count": 2, ".embedding_length": 64, ".attention.head_count": 4, ".attention.head_count_kv": 2,

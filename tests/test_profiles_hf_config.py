@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from profiles.errors import ProfileError
-from profiles.families import FAMILIES
+from profiles.formats.by_shape import tensor_bytes
+from profiles.hf_config.families import FAMILIES
+from profiles.hf_config.reader import read_hf_config
 from profiles.model import ModelProfile
 from profiles.presets import model_config_preset, model_config_presets
-from profiles.quant import tensor_bytes
-from profiles.read_hf_config import read_hf_config
 from profiles.tensors import Tensor
 
 torch = pytest.importorskip("torch")
@@ -420,6 +420,6 @@ def test_no_value_of_any_preset_key_makes_a_traceback() -> None:
 
 
 def test_without_transformers_the_message_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("profiles.read_hf_config.entry_points", lambda group: [])
+    monkeypatch.setattr("profiles.hf_config.reader.entry_points", lambda group: [])
     with pytest.raises(ProfileError, match=r"install moeplan\[torch\]"):
         read_hf_config(SMALL | {"model_type": "gemma2"}, "gemma")

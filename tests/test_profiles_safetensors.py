@@ -34,11 +34,11 @@ from checkpoint_files import (
     write_raw,
 )
 
-from profiles.checkpoint_names import home_of
-from profiles.kv_cache import KvFormat
+from profiles.formats.kv_cache import KvFormat
 from profiles.presets import model_config_preset
-from profiles.read_safetensors import read_safetensors
-from profiles.safetensors_header import DTYPE_BITS, read_headers
+from profiles.safetensors.header import DTYPE_BITS, read_headers
+from profiles.safetensors.names import home_of
+from profiles.safetensors.reader import read_safetensors
 
 
 def preset(name: str, **changes: Any) -> dict[str, Any]:
@@ -89,7 +89,7 @@ def test_without_an_index_all_files_count_and_any_name_of_a_set_will_do(name: st
 
 
 def test_bytes_of_plain_files_equal_those_by_shape(tmp_path: Path) -> None:
-    from profiles.read_hf_config import read_hf_config
+    from profiles.hf_config.reader import read_hf_config
 
     config, tensors, _, _ = REAL["qwen3-30b-a3b"]
     stored = read_safetensors(write_checkpoint(tmp_path, config, tensors(config), 16), "m")
@@ -323,7 +323,7 @@ def test_every_type_has_the_bits_that_the_library_gives_it(dtype: str, tmp_path:
 MEASURE = """
 import json, sys
 from pathlib import Path
-from profiles.read_safetensors import read_safetensors
+from profiles.safetensors.reader import read_safetensors
 profile = read_safetensors(Path(sys.argv[1]), "m")
 peak = next(line.split()[1] for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
 print(json.dumps([profile.file_bytes, int(peak)]))

@@ -13,8 +13,8 @@ import safetensors
 from checkpoint_files import TINY, TINY_ITEMS, Item, Items, check, write_checkpoint, write_file, write_raw
 
 from profiles import ProfileError
-from profiles.read_safetensors import read_safetensors
-from profiles.safetensors_header import MAX_TENSORS
+from profiles.safetensors.header import MAX_TENSORS
+from profiles.safetensors.reader import read_safetensors
 
 # ---- bad input: one line, nothing returned ----
 
@@ -137,10 +137,10 @@ def test_ten_million_tensors_end_early(folder: Path, tmp_path: Path) -> None:
 
 
 def test_too_many_tensors_in_many_files(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("profiles.safetensors_header.MAX_TENSORS", 20)
+    monkeypatch.setattr("profiles.safetensors.header.MAX_TENSORS", 20)
     refused(folder, "more than 20 tensors so far")
-    monkeypatch.setattr("profiles.safetensors_header.MAX_TENSORS", 10**6)
-    monkeypatch.setattr("profiles.safetensors_header.MAX_ALL_HEADERS_BYTES", 2000)
+    monkeypatch.setattr("profiles.safetensors.header.MAX_TENSORS", 10**6)
+    monkeypatch.setattr("profiles.safetensors.header.MAX_ALL_HEADERS_BYTES", 2000)
     refused(folder, "headers of more than 2000 bytes so far")
 
 
@@ -209,10 +209,10 @@ def test_indices_that_do_not_do(text: str, folder: Path) -> None:
 
 
 def test_an_index_too_large_or_none(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("profiles.read_safetensors.MAX_INDEX_BYTES", 1000)
+    monkeypatch.setattr("profiles.safetensors.reader.MAX_INDEX_BYTES", 1000)
     refused(folder, "index.json", "1000 bytes")
-    monkeypatch.setattr("profiles.read_safetensors.MAX_FILES", 2)
-    monkeypatch.setattr("profiles.read_safetensors.MAX_INDEX_BYTES", 10**6)
+    monkeypatch.setattr("profiles.safetensors.reader.MAX_FILES", 2)
+    monkeypatch.setattr("profiles.safetensors.reader.MAX_INDEX_BYTES", 10**6)
     refused(folder, "3 files, more than 2")
     index = folder / "model.safetensors.index.json"
     index.unlink()

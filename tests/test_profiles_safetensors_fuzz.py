@@ -14,7 +14,7 @@ import safetensors
 from checkpoint_files import TINY, TINY_ITEMS, check, header_of, write_checkpoint, write_raw
 
 from profiles import ProfileError
-from profiles.read_safetensors import read_safetensors
+from profiles.safetensors.reader import read_safetensors
 
 VALUES = (0, 1, -1, 2, 64, 2**31, 2**63, 2**64, 10**40, 1.5, "", "U8", "F4", "BF16", "x", None, True, [], {}, [0, 4])
 

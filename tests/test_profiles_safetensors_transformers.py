@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import safetensors
 
-from profiles.read_hf_config import read_hf_config
-from profiles.read_safetensors import read_safetensors
-from profiles.safetensors_header import DTYPE_BITS
+from profiles.hf_config.reader import read_hf_config
+from profiles.safetensors.header import DTYPE_BITS
+from profiles.safetensors.reader import read_safetensors
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

@@ -8,9 +8,9 @@ import pytest
 
 from cost_models.memory import workspace_bytes
 from profiles import Workload, load_profile
+from profiles.hf_config.reader import model_tensors, read_hf_config
 from profiles.model import Attention, ModelProfile, Workspace
 from profiles.presets import model_config_preset
-from profiles.read_hf_config import model_tensors, read_hf_config
 from profiles.workspace import BUFFER_BYTES, Surroundings, experts_workspace, surroundings
 
 MIB = 2**20

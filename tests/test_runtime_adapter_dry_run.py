@@ -12,10 +12,10 @@ import pytest
 from cost_models import CostModel
 from profiles import Workload, load_hardware, load_profile
 from profiles.errors import ApplyError, ProfileError
+from profiles.hf_config.reader import read_hf_config
 from profiles.model import ModelProfile
 from profiles.placement import Placement
 from profiles.presets import model_config_preset
-from profiles.read_hf_config import read_hf_config
 from runtime_adapter.dry_run import DryRun, dry_run
 from solver.evaluate import judge
 

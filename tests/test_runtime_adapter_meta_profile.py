@@ -10,10 +10,10 @@ import pytest
 
 from profiles.block_bytes import profile_of
 from profiles.errors import ProfileError
-from profiles.formats import stored_as
+from profiles.formats.door import stored_as
+from profiles.hf_config.reader import read_hf_config, source_of
 from profiles.model import ModelProfile
 from profiles.presets import model_config_preset
-from profiles.read_hf_config import read_hf_config, source_of
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

@@ -13,10 +13,10 @@ from math import prod
 from gguf.constants import TENSOR_NAMES
 from gguf.tensor_mapping import TensorNameMap
 
-from profiles.gguf_tensors import GgmlType, GgufTensor, tensor_bytes
+from profiles.formats.llama_cpp_mix import Facts, mix_types
+from profiles.formats.stored import Stored, StoredExperts, same
+from profiles.gguf.tensors import GgmlType, GgufTensor, tensor_bytes
 from profiles.llama_cpp_buffers import latent_heads
-from profiles.llama_cpp_mix import Facts, mix_types
-from profiles.stored import Stored, StoredExperts, same
 from profiles.tensors import LayerTensors, ModelTensors, Tensor, Tensors
 
 KEEPS_MTP = ("glm4_moe",)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from profiles.config_fields import MAX_SIZE
 from profiles.document import short
 from profiles.errors import ProfileError
+from profiles.hf_config.fields import MAX_SIZE
 
 REMEDY = "the file is damaged or of a kind that is not known; download it again"
 

@@ -25,7 +25,7 @@ from typing import Any
 
 from profiles.document import short
 from profiles.errors import ProfileError
-from profiles.stored import Stored, StoredExperts, same
+from profiles.formats.stored import Stored, StoredExperts, same
 from profiles.tensors import LayerTensors, ModelTensors, Tensor
 
 QUANTS = ("bf16", "fp16", "fp32", "fp8", "int8", "int4", "hf_mxfp4")

@@ -6,11 +6,11 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from profiles.config_fields import MAX_LAYERS
 from profiles.errors import ProfileError
-from profiles.gguf_header import GgufEntry
-from profiles.gguf_metadata import REMEDY, Metadata
-from profiles.stored import Stored, StoredExperts, same
+from profiles.formats.stored import Stored, StoredExperts, same
+from profiles.gguf.header import GgufEntry
+from profiles.gguf.metadata import REMEDY, Metadata
+from profiles.hf_config.fields import MAX_LAYERS
 
 _EXPERTS = re.compile(r"blk\.[0-9]+\.ffn_(gate_up|gate|up|down)_(ch)?exps\.")
 _ONE_EXPERT = re.compile(r"blk\.[0-9]+\.ffn_(gate_up|gate|up|down)\.([0-9]{1,5})\.")

@@ -19,7 +19,7 @@ from gguf.gguf_reader import GGUFReader, ReaderField
 
 from profiles.document import one_line, short
 from profiles.errors import ProfileError
-from profiles.gguf_tensors import GgmlType, GgufTensor, fits, tensor_bytes
+from profiles.gguf.tensors import GgmlType, GgufTensor, fits, tensor_bytes
 
 MAX_TENSORS = 200_000
 """No model comes near: the largest published one with a tensor for every expert has about 50 000."""

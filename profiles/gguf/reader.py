@@ -11,11 +11,11 @@ from gguf.constants import LlamaFileType
 from profiles.block_bytes import profile_of
 from profiles.document import one_line
 from profiles.errors import MoeplanError, ProfileError
-from profiles.gguf_blocks import stored_in_file
-from profiles.gguf_header import GgufEntry, GgufHeader, read_header
-from profiles.gguf_metadata import Metadata
-from profiles.gguf_shapes import model_of
-from profiles.kv_cache import KvFormat
+from profiles.formats.kv_cache import KvFormat
+from profiles.gguf.blocks import stored_in_file
+from profiles.gguf.header import GgufEntry, GgufHeader, read_header
+from profiles.gguf.metadata import Metadata
+from profiles.gguf.shapes import model_of
 from profiles.model import ModelProfile
 
 SHARD = re.compile(r"-([0-9]{5})-of-([0-9]{5})(?=\.gguf$)", re.IGNORECASE)

@@ -7,14 +7,14 @@ from importlib.metadata import entry_points
 from typing import Any
 
 from profiles.block_bytes import profile_of
-from profiles.config_fields import Fields
 from profiles.document import short
 from profiles.errors import ProfileError
-from profiles.families import FAMILIES
-from profiles.formats import check_quant, stored_as
-from profiles.kv_cache import KvFormat
+from profiles.formats.by_shape import quant_of_config
+from profiles.formats.door import check_quant, stored_as
+from profiles.formats.kv_cache import KvFormat
+from profiles.hf_config.families import FAMILIES
+from profiles.hf_config.fields import Fields
 from profiles.model import ModelProfile
-from profiles.quant import quant_of_config
 from profiles.tensors import ModelTensors
 
 SOURCE_KEY = "_source"
@@ -32,7 +32,7 @@ def read_hf_config(
 ) -> ModelProfile:
     """The profile of the model that `config` (a parsed config.json) describes, called `name`.
 
-    `quant` is the weight format, as `profiles.formats.check_quant` knows them; by default the file's own
+    `quant` is the weight format, as `profiles.formats.door.check_quant` knows them; by default the file's own
     `quantization_config` or dtype. `kv` is how the cache is kept.
     Raises ProfileError with one line (field, value, remedy); the caller puts the file's name before it.
     """

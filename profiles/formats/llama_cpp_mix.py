@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from profiles.gguf_tensors import GgmlType as T
-from profiles.gguf_tensors import GgufTensor, fits
+from profiles.gguf.tensors import GgmlType as T
+from profiles.gguf.tensors import GgufTensor, fits
 
 MIXES: dict[str, T] = {
     "q2_k": T.Q2_K, "q2_k_s": T.Q2_K, "q3_k_s": T.Q3_K, "q3_k_m": T.Q3_K, "q3_k_l": T.Q3_K,

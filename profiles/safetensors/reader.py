@@ -1,6 +1,6 @@
 """A checkpoint in safetensors files beside its config.json -> ModelProfile, to the byte.
 
-Only headers are read (profiles/safetensors_header.py), never tensor data, and never a pickle. Which files belong to
+Only headers are read (profiles/safetensors/header.py), never tensor data, and never a pickle. Which files belong to
 the checkpoint: those that its index names, else all of the folder. Links are followed, as the caches of Hugging Face
 consist of them; but the index itself can only name files in its own folder.
 """
@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from profiles.block_bytes import profile_of
-from profiles.checkpoint_blocks import stored_in_checkpoint
 from profiles.document import one_line, read_document, require_mapping, short
 from profiles.errors import ProfileError
-from profiles.families import UNCOUNTED_BUFFERS
-from profiles.kv_cache import KvFormat
+from profiles.formats.kv_cache import KvFormat
+from profiles.hf_config.families import UNCOUNTED_BUFFERS
+from profiles.hf_config.reader import model_tensors, with_inner_dtype
 from profiles.model import ModelProfile
-from profiles.read_hf_config import model_tensors, with_inner_dtype
-from profiles.safetensors_header import AGAIN, Headers, bad, parse_json, read_headers
+from profiles.safetensors.blocks import stored_in_checkpoint
+from profiles.safetensors.header import AGAIN, Headers, bad, parse_json, read_headers
 
 SUFFIX, INDEX_SUFFIX, INDEX = ".safetensors", ".safetensors.index.json", "model.safetensors.index.json"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")

@@ -13,10 +13,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from profiles.checkpoint_names import MTP_MARK, Home, home_of, projection_of
 from profiles.document import short
-from profiles.safetensors_header import Entry, Headers, bad
-from profiles.stored import Stored, StoredExperts, same
+from profiles.formats.stored import Stored, StoredExperts, same
+from profiles.safetensors.header import Entry, Headers, bad
+from profiles.safetensors.names import MTP_MARK, Home, home_of, projection_of
 from profiles.tensors import LayerTensors, ModelTensors, Tensors, params
 
 PLAIN = {"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ"}

@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from math import prod
 
-from profiles.config_fields import MAX_EXPERTS
 from profiles.errors import ProfileError
-from profiles.gguf_blocks import home_of, layer_counts
-from profiles.gguf_header import GgufEntry
-from profiles.gguf_metadata import REMEDY, Metadata
-from profiles.gguf_tensors import GgufTensor
+from profiles.gguf.blocks import home_of, layer_counts
+from profiles.gguf.header import GgufEntry
+from profiles.gguf.metadata import REMEDY, Metadata
+from profiles.gguf.tensors import GgufTensor
+from profiles.hf_config.fields import MAX_EXPERTS
 from profiles.tensors import Cache, LayerTensors, ModelTensors, RoutedExperts, Tensor, Tensors
 
 SLIDES_EVERY = {

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from profiles.config_fields import MAX_EXPERTS, MAX_LAYERS, Fields
 from profiles.errors import ProfileError
+from profiles.hf_config.fields import MAX_EXPERTS, MAX_LAYERS, Fields
 from profiles.tensors import Cache, LayerTensors, ModelTensors, RoutedExperts, Tensor, Tensors, under
 
 

@@ -11,8 +11,9 @@ from dataclasses import replace
 from functools import cache, partial
 from typing import TypeVar
 
-from profiles.config_fields import MAX_LAYERS, Fields
-from profiles.decoder_parts import (
+from profiles.errors import ProfileError
+from profiles.hf_config.fields import MAX_LAYERS, Fields
+from profiles.hf_config.parts import (
     FeedForward,
     Mixer,
     decoder,
@@ -26,7 +27,6 @@ from profiles.decoder_parts import (
     mixture,
     norm,
 )
-from profiles.errors import ProfileError
 from profiles.tensors import ModelTensors, Tensors, under
 
 Part = TypeVar("Part", Mixer, FeedForward)

@@ -6,11 +6,11 @@ import re
 
 from profiles.document import short
 from profiles.errors import ProfileError
-from profiles.gguf_layout import stored_in_mix
-from profiles.llama_cpp_mix import ALIASES as MIX_ALIASES
-from profiles.llama_cpp_mix import MIXES
-from profiles.quant import CPU_QUANTS, GPU_QUANTS, QUANTS, stored_by_shape
-from profiles.stored import Stored, by_kind
+from profiles.formats.by_shape import CPU_QUANTS, GPU_QUANTS, QUANTS, stored_by_shape
+from profiles.formats.gguf_layout import stored_in_mix
+from profiles.formats.llama_cpp_mix import ALIASES as MIX_ALIASES
+from profiles.formats.llama_cpp_mix import MIXES
+from profiles.formats.stored import Stored, by_kind
 from profiles.tensors import ModelTensors
 
 ALIASES = {**MIX_ALIASES, "amxint8": "amx_int8", "amxint4": "amx_int4"}

@@ -1,0 +1,1 @@
+"""How weights and caches are stored: formats of checkpoints and engines, llama.cpp's mixes, cache types."""
