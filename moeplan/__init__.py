@@ -21,12 +21,13 @@ from profiles import (
     load_placement,
     load_profile,
 )
-from runtime_adapter import Applied, apply, export, read_rules
+from runtime_adapter import Applied, DryRun, apply, dry_run, export, read_rules
 from solver import Evaluation, evaluate, solve
 
 __all__ = [
     "Applied",
     "ApplyError",
+    "DryRun",
     "Evaluation",
     "Hardware",
     "HardwareError",
@@ -38,6 +39,7 @@ __all__ = [
     "TargetError",
     "Workload",
     "apply",
+    "dry_run",
     "evaluate",
     "export",
     "load_hardware",

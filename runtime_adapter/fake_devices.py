@@ -27,7 +27,7 @@ aten = torch.ops.aten
 
 
 class _DeviceModule:
-    """torch.fakegpu. Not "available", so that nobody looks for kernels and streams of it."""
+    """torch.<its name>. Not "available", so that nobody looks for kernels and streams of it."""
 
     def device_count(self) -> int:
         return MOST_DEVICES
@@ -55,8 +55,14 @@ def fake_device_type() -> str:
     torch knows one such type in a process: where somebody already made it, theirs is used.
     """
     name: str = torch._C._get_privateuse1_backend_name()
-    if name != "privateuseone":
-        return name
+    if name == "privateuseone":
+        register_device_type(NAME)
+        return NAME
+    return name
+
+
+def register_device_type(name: str) -> None:
+    """Make `name` a device type of this process, with indices but no kernels. torch allows one, once."""
     accelerators = torch._C._acc
 
     class Guard(accelerators.DeviceGuard):
@@ -73,8 +79,7 @@ def fake_device_type() -> str:
         def is_built(self) -> bool:
             return True
 
-    backend_registration._setup_privateuseone_for_python_backend(NAME, _DeviceModule(), Hooks(), Guard())
-    return NAME
+    backend_registration._setup_privateuseone_for_python_backend(name, _DeviceModule(), Hooks(), Guard())
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ import torch
 from transformers import DynamicCache
 
 from profiles.errors import ApplyError
-from runtime_adapter.dry_run import DeviceBytes, Phase
 from runtime_adapter.fake_devices import Ledger
+from runtime_adapter.live_bytes import DeviceBytes, Phase
 from runtime_adapter.meta_errors import one_line
 
 

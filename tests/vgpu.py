@@ -20,9 +20,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812 -- torch's own name for it
-from torch.utils import backend_registration
 
-NAME, COUNT = "vgpu", 8
+from runtime_adapter.fake_devices import register_device_type
+
+NAME = "vgpu"
 CPU = torch.device("cpu")
 aten = torch.ops.aten
 COPIES = (aten._to_copy.default, aten.copy_.default, aten._copy_from.default)
@@ -237,44 +238,6 @@ def _copy(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     return destination
 
 
-class _DeviceModule:
-    """torch.vgpu. Not "available", so that torch and transformers do not look for kernels and streams of it."""
-
-    def device_count(self) -> int:
-        return COUNT
-
-    def is_available(self) -> bool:
-        return False
-
-    def is_initialized(self) -> bool:
-        return True
-
-    def current_device(self) -> int:
-        return 0
-
-    def _is_in_bad_fork(self) -> bool:
-        return False
-
-    def manual_seed_all(self, seed: int) -> None:
-        pass
-
-
-class _Guard(torch._C._acc.DeviceGuard):
-    def type_(self) -> Any:
-        return torch._C._autograd.DeviceType.PrivateUse1
-
-
-class _Hooks(torch._C._acc.PrivateUse1Hooks):
-    def is_available(self) -> bool:
-        return False
-
-    def has_primary_context(self, device: int) -> bool:
-        return True
-
-    def is_built(self) -> bool:
-        return True
-
-
 def _implement(op: Any) -> Callable[..., Any]:
     return lambda *args, **kwargs: run(op, args, kwargs)
 
@@ -297,7 +260,7 @@ def _factories() -> Iterator[tuple[str, Any]]:
 
 def _register() -> torch.library.Library:
     """Make "vgpu" a device of this process. torch allows one such backend, once; importing a module does it once."""
-    backend_registration._setup_privateuseone_for_python_backend(NAME, _DeviceModule(), _Hooks(), _Guard())
+    register_device_type(NAME)
     library = torch.library.Library("aten", "IMPL")
     for name, op in list(_factories()):
         library.impl(name, _implement(op), "PrivateUse1")
