@@ -244,6 +244,7 @@ def test_next_token_layers_are_in_the_file_and_not_in_the_layers(tmp_path: Path)
     assert profile.mtp is not None
     assert profile.mtp.weight_bytes.gpu == sum(n_bytes(s, k) for n, s, k in tensors if n.startswith("blk.2."))
     assert profile.file_bytes == sum(n_bytes(s, k) for _, s, k in tensors)
+    assert read(tmp_path, "glm4moe", tensors, block_count=3) == profile, "seen by its tensors without the metadata"
 
 
 # --- caches -----------------------------------------------------------------------------------------------------------

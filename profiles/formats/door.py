@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from profiles.catalogue import nearest
 from profiles.document import short
 from profiles.errors import ProfileError
 from profiles.formats.by_shape import CPU_QUANTS, GPU_QUANTS, QUANTS, stored_by_shape
@@ -53,8 +54,10 @@ def _one(name: str, given: object, kind: str) -> str:
 
 
 def _unknown(quant: object) -> ProfileError:
+    near = nearest(quant, known_quants()) if isinstance(quant, str) else []
+    hint = f"did you mean {' or '.join(near)}?" if near else "use one of them"
     known = ", ".join(known_quants())
-    return ProfileError(f"quant: {short(quant)} is not known for a config.json; use one of {known}, or gpu=…,cpu=…")
+    return ProfileError(f"quant: {short(quant)} is not known for a config.json, {hint} ({known}, or gpu=…,cpu=…)")
 
 
 def stored_as(model: ModelTensors, quant: str) -> Stored:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from profiles.errors import ProfileError
@@ -32,10 +32,14 @@ class Home:
     expert: int | None = None
 
 
-def layer_counts(fields: Metadata) -> tuple[int, int]:
-    """(decoder layers, multi-token-prediction layers after them)."""
+def layer_counts(fields: Metadata, entries: Iterable[GgufEntry]) -> tuple[int, int]:
+    """(decoder layers, multi-token-prediction layers after them).
+
+    `block_count` counts both; which are which is in the metadata, or else seen by the `nextn` tensors of a layer.
+    """
     blocks = fields.size(".block_count", most=MAX_LAYERS)
-    extra = fields.number(".nextn_predict_layers") or 0
+    seen = {entry.tensor.layer for entry in entries if ".nextn." in entry.tensor.name}
+    extra = fields.number(".nextn_predict_layers") or sum(layer is not None and layer < blocks for layer in seen)
     if extra >= blocks:
         raise ProfileError(f"{fields.architecture}.nextn_predict_layers: {extra} of {blocks} layers; {REMEDY}")
     return blocks - extra, extra
@@ -60,9 +64,9 @@ def home_of(name: str, layer: int | None, layers: int, extra: int) -> Home:
     return Home("attention", layer)
 
 
-def stored_in_file(fields: Metadata, entries: Iterable[GgufEntry], quant: str) -> Stored:
+def stored_in_file(fields: Metadata, entries: Sequence[GgufEntry], quant: str) -> Stored:
     """Bytes of every block, as the tensors are stored."""
-    layers, extra = layer_counts(fields)
+    layers, extra = layer_counts(fields, entries)
     parts = {"embedding": 0, "head": 0, "mtp": 0}
     attention = [0] * layers
     experts: list[dict[tuple[str, int | None], int]] = [{} for _ in range(layers)]

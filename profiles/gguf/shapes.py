@@ -50,7 +50,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 def model_of(fields: Metadata, entries: Sequence[GgufEntry]) -> tuple[ModelTensors, tuple[str, ...]]:
     """The model of the file, and notes on what was assumed. Raises ProfileError where the file does not say enough."""
-    layers, extra = layer_counts(fields)
+    layers, extra = layer_counts(fields, entries)
     by_layer: list[list[GgufTensor]] = [[] for _ in range(layers)]
     top: dict[str, GgufTensor] = {}
     for entry in entries:
