@@ -17,7 +17,9 @@ from profiles.locate import DOCUMENT_SUFFIXES, WEIGHT_SUFFIXES, existing_path, n
 from profiles.model import ModelProfile
 from profiles.presets import model_config_preset, model_config_preset_name, model_config_presets
 from profiles.read_yaml import profile_from_document
+from profiles.safetensors.reader import read_safetensors
 
+INDEX_ENDING = ".safetensors.index.json"
 MAX_BASES = 4
 """Longest chain of profiles that are each the base of the next: longer ones are circles."""
 
@@ -101,7 +103,7 @@ def _fixed(x: ModelProfile | dict[str, Any], where: str, choice: _Choice, folder
 
 def _from_file(path: Path, choice: _Choice, depth: int) -> ModelProfile:
     suffix = path.suffix.lower()
-    if suffix in WEIGHT_SUFFIXES:
+    if suffix in WEIGHT_SUFFIXES or path.name.endswith(INDEX_ENDING):
         return _from_weights(path, choice)
     data = require_mapping(read_document(path, ProfileError), str(path), ProfileError)
     if suffix == ".json" and _is_config(data):
@@ -114,9 +116,7 @@ def _from_weights(path: Path, choice: _Choice) -> ModelProfile:
     replace(choice, kv=KvFormat()).refuse(str(path), "the weights are as the file stores them")
     if path.suffix.lower() == ".gguf":
         return read_gguf(path, choice.kv)
-    if path.is_dir() or path.suffix.lower() == ".safetensors":
-        from profiles.safetensors.reader import read_safetensors
-
+    if path.is_dir() or path.suffix.lower() == ".safetensors" or path.name.endswith(INDEX_ENDING):
         return read_safetensors(path, _model_name(path), choice.kv)
     remedy = "give safetensors, a GGUF, or the model's config.json with quant=…"
     raise ProfileError(one_line(f"{path}: {path.suffix} files are pickles, which are never opened; {remedy}"))
@@ -124,10 +124,13 @@ def _from_weights(path: Path, choice: _Choice) -> ModelProfile:
 
 def _from_folder(path: Path, choice: _Choice) -> ModelProfile:
     """A folder's weights, or its config.json alone where there are none or another format is asked for."""
-    names = sorted(entry.name for entry in path.iterdir())
+    try:
+        names = sorted(entry.name for entry in path.iterdir())
+    except OSError as problem:
+        raise ProfileError(one_line(f"{path}: cannot be read: {problem.strerror or problem}; check it")) from None
     config = path / "config.json"
     ggufs = [name for name in names if name.lower().endswith(".gguf")]
-    if any(name.endswith((".safetensors", ".safetensors.index.json")) for name in names):
+    if any(name.endswith((".safetensors", INDEX_ENDING)) for name in names):
         return _from_file(config, choice, 0) if choice.quant and config.is_file() else _from_weights(path, choice)
     if config.is_file():
         return _from_file(config, choice, 0)

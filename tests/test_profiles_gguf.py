@@ -193,6 +193,20 @@ def test_shards_must_fit_together(tmp_path: Path) -> None:
         load_profile(one)
 
 
+def test_shards_together_may_not_hold_more_than_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tensors = small_tensors()
+    one, _ = write_shards(tmp_path, "m", "qwen3moe", SMALL_FIELDS, [tensors[:10], tensors[10:]])
+    monkeypatch.setattr("profiles.gguf.reader.MAX_TENSORS", 15)
+    with pytest.raises(ProfileError, match=r"m-00002-of-00002\.gguf: more than 15 tensors"):
+        load_profile(one)
+
+
+def test_an_index_stands_for_its_checkpoint(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {}}')
+    with pytest.raises(ProfileError, match=r"model\.safetensors\.index\.json"):
+        load_profile(tmp_path / "model.safetensors.index.json")
+
+
 def read(tmp_path: Path, architecture: str, tensors: Any, **fields: Any) -> ModelProfile:
     given = {f".{key.replace('__', '.')}": value for key, value in fields.items()}
     write_gguf(tmp_path / "x.gguf", architecture, {**SMALL_FIELDS, **given}, tensors)

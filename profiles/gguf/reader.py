@@ -13,7 +13,7 @@ from profiles.document import one_line
 from profiles.errors import MoeplanError, ProfileError
 from profiles.formats.kv_cache import KvFormat
 from profiles.gguf.blocks import stored_in_file
-from profiles.gguf.header import GgufEntry, GgufHeader, read_header
+from profiles.gguf.header import MAX_TENSORS, GgufEntry, GgufHeader, read_header
 from profiles.gguf.metadata import Metadata
 from profiles.gguf.shapes import model_of
 from profiles.model import ModelProfile
@@ -70,8 +70,12 @@ def _shards(path: Path) -> list[GgufHeader]:
     missing = next((other for other in paths if not other.exists()), None)
     if missing is not None:
         raise ProfileError(one_line(f"{missing}: no such file, one of {split} of this model; download it too"))
-    headers = [header if other == path else read_header(other) for other in paths]
-    for number, found in enumerate(headers):
+    headers: list[GgufHeader] = []
+    for number, other in enumerate(paths):
+        found = header if other == path else read_header(other)
+        headers.append(found)
+        if sum(len(known.entries) for known in headers) > MAX_TENSORS:
+            raise ProfileError(one_line(f"{other}: more than {MAX_TENSORS} tensors with the files before it; check it"))
         if Metadata(found.fields).number("split.no") != number or Metadata(found.fields).number("split.count") != split:
             raise ProfileError(one_line(f"{found.path}: says it is another part than its name; download it again"))
     return headers

@@ -113,8 +113,10 @@ def _windows(fields: Metadata, layers: int) -> tuple[list[int | None], tuple[str
 
 
 def _layer(index: int, found: list[GgufTensor], window: int | None, fields: Metadata) -> LayerTensors:
-    routed = [t for t in found if home_of(t.name, index, index + 1, 0).part == "experts"]
-    around = [t for t in found if t not in routed]
+    parts: dict[str, list[GgufTensor]] = {"attention": [], "experts": []}
+    for tensor in found:
+        parts[home_of(tensor.name, index, index + 1, 0).part].append(tensor)
+    around, routed = parts["attention"], parts["experts"]
     shapes = {t.name.split(".", 2)[2]: t.shape for t in around}
     prefix = f"model.layers.{index}."
     tensors: Tensors = tuple(_tensor(_hf_name(t, prefix), t) for t in around if not _is_half_of_kv_b(t))
@@ -225,23 +227,15 @@ def _routed(prefix: str, found: list[GgufTensor], fields: Metadata) -> RoutedExp
     if active > count:
         raise ProfileError(f"{fields.architecture}.expert_used_count: {active} of {count} experts; {REMEDY}")
     matrices = [t for t in found if t.name.endswith(".weight")]
-    downs = [t for t in matrices if ".ffn_down" in t.name]
-    if not downs:
+    down = next((t for t in matrices if ".ffn_down" in t.name and len(t.shape) > 1), None)
+    if down is None:
         raise ProfileError(f"{found[0].name}: no down projection of experts beside it; {REMEDY}")
-    width = downs[0].shape[0]
-    others = sum(t.numel for t in matrices if t not in downs)
-    hidden = downs[0].shape[1] if len(downs[0].shape) > 1 else 1
-    inside: Tensors = (
-        Tensor(f"{prefix}mlp.experts.down_proj", (count, hidden, width), quantisable=True),
-        *(
-            (Tensor(f"{prefix}mlp.experts.gate_up_proj", (count, others // count // hidden, hidden), True, stacked=2),)
-            if others
-            else ()
-        ),
-        *(
-            Tensor(f"{prefix}mlp.experts.{t.name.split('.', 2)[2]}", (prod(t.shape),))
-            for t in found
-            if t not in matrices
-        ),
-    )
-    return RoutedExperts(inside, count, active, width, 2 if fields.architecture in ROUTES_IN_16_BITS else 4)
+    width, hidden = down.shape[:2]
+    inside: list[Tensor] = [Tensor(f"{prefix}mlp.experts.down_proj", (count, hidden, width), quantisable=True)]
+    if others := sum(t.numel for t in matrices if ".ffn_down" not in t.name):
+        shape = (count, others // count // hidden, hidden)
+        inside.append(Tensor(f"{prefix}mlp.experts.gate_up_proj", shape, True, stacked=2))
+    biases = [t for t in found if not t.name.endswith(".weight")]
+    inside += [Tensor(f"{prefix}mlp.experts.{t.name.split('.', 2)[2]}", (t.numel,)) for t in biases]
+    routing_bytes = 2 if fields.architecture in ROUTES_IN_16_BITS else 4
+    return RoutedExperts(tuple(inside), count, active, width, routing_bytes)
