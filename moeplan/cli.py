@@ -113,7 +113,7 @@ def solve(
         "seed": seed,
     }  # fmt: skip
     request = workload(prompt_tokens, generated_tokens, batch_size, context_tokens, prefill_chunk)
-    profile, machine = load_profile(model, quant, kv_quant=kv_quant, mla=mla), load_hardware(hardware)
+    profile, machine = load_profile(model, quant, kv_quant=kv_quant, mla=mla), _machine(hardware)
     try:
         with Console(stderr=True).status(f"placing {profile.model} on {machine.name} …"):
             plan = solve_plan(profile, machine, request, **options)
@@ -164,7 +164,7 @@ def check(
     for field, option in (("model", model), ("hardware", hardware)):
         if option is None and getattr(plan, field) is None:
             raise MoeplanError(f"{rules}: {field}: missing; add it or pass --{field}")
-    machine = load_hardware(hardware or plan.hardware or "")
+    machine = _machine(hardware or plan.hardware or "")
     found = evaluate(plan, profile, machine, request, safety_margin=safety_margin, target=target)
     if as_json:
         print(json.dumps(_check_document(found), indent=2))
@@ -211,8 +211,7 @@ def profile(
 @app.command()
 def hardware(hardware: Machine, as_json: AsJson = False, output: Output = None) -> None:
     """Show HARDWARE's devices and links, and what was assumed; `local` reads and measures this machine."""
-    with Console(stderr=True).status("reading the machine …"):
-        found: Hardware = load_hardware(hardware)
+    found = _machine(hardware)
     _save(found, output)
     if as_json:
         print(found.to_json())
@@ -234,6 +233,12 @@ def _root(show_version: Annotated[bool, typer.Option("--version", help="print th
     if show_version:
         print(version("moeplan"))
         raise typer.Exit
+
+
+def _machine(name: str) -> Hardware:
+    """The machine called `name`, with a sign of life on standard error: probing this one takes some seconds."""
+    with Console(stderr=True).status("reading the machine …"):
+        return load_hardware(name)
 
 
 def _pins(pins: list[str]) -> dict[str, list[str]]:
