@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import struct
 from collections import defaultdict
@@ -296,7 +297,8 @@ def test_latent_attention_whose_parts_do_not_fit_is_refused(tmp_path: Path) -> N
         write_gguf(tmp_path / "x.gguf", "deepseek2", {**SMALL_FIELDS, ".block_count": 1}, tensors)
         refused(tmp_path / "x.gguf", *words)
 
-    refuses(latent(SPLIT[:1]), "attn_k_b.weight: has no attn_v_b beside it")
+    refuses(latent(SPLIT[:1]), "attn_kv_b.weight: missing, whole and in its two parts")
+    refuses(latent([]), "attn_kv_b.weight: missing, whole and in its two parts")
     refuses(latent([("blk.0.attn_kv_b.weight", (32, 4 * 640), T.F16)]), "its shapes make no model")
     refuses([t for t in latent(SPLIT) if ".attn_q." not in t[0]], "attn_q.weight: missing in a layer")
 
@@ -449,6 +451,25 @@ def outcome(path: Path) -> str:
         return "refused" if "\n" not in str(problem) else str(problem)
 
 
+def mutant(data: bytes, first: int, last: int, rng: random.Random) -> bytearray:
+    """`data` damaged at one or several places between two bytes."""
+    damaged = bytearray(data)
+    for _ in range(rng.choice((1, 1, 1, 2, 4, 16))):
+        place = rng.randrange(first, last)
+        match rng.randrange(5):
+            case 0:
+                damaged[place] = rng.randrange(256)
+            case 1:
+                damaged[place] ^= 1 << rng.randrange(8)
+            case 2:
+                damaged[place : place + 8] = struct.pack("<Q", rng.choice((0, 1, 2**31, 2**63, 2**64 - 1)))
+            case 3:
+                damaged[place : place + 4] = struct.pack("<I", rng.choice((0, 1, 2, 5, 8, 9, 12, 255)))
+            case 4:
+                del damaged[place : place + rng.choice((1, 4, 8))]
+    return damaged
+
+
 def test_mutated_headers_never_crash(small: Path, tmp_path: Path) -> None:
     """2500 files, each damaged at random places of its header: read, or refused in one line. Nothing else."""
     data, rng = small.read_bytes(), random.Random(20261124)
@@ -456,21 +477,24 @@ def test_mutated_headers_never_crash(small: Path, tmp_path: Path) -> None:
     broken = tmp_path / "broken.gguf"
     outcomes = {"read": 0, "refused": 0}
     for _ in range(2500):
-        mutant = bytearray(data)
-        for _ in range(rng.choice((1, 1, 1, 2, 4, 16))):
-            place = rng.randrange(4, header)
-            match rng.randrange(4):
-                case 0:
-                    mutant[place] = rng.randrange(256)
-                case 1:
-                    mutant[place] ^= 1 << rng.randrange(8)
-                case 2:
-                    mutant[place : place + 8] = struct.pack("<Q", rng.choice((0, 1, 2**31, 2**63, 2**64 - 1)))
-                case 3:
-                    del mutant[place : place + rng.choice((1, 4, 8))]
-        broken.write_bytes(mutant)
+        broken.write_bytes(mutant(data, 4, header, rng))
         outcomes[outcome(broken)] += 1
     assert min(outcomes.values()) > 50, outcomes
+
+
+@pytest.mark.parametrize("name", ["deepseek-v2-lite", "gpt-oss-20b"])
+def test_mutated_headers_of_real_models_never_crash(name: str, tmp_path: Path) -> None:
+    """Latent attention, biases, windows: 400 files each, damaged where metadata and the first layers are."""
+    write_gguf(tmp_path / "x.gguf", *REAL[name]())
+    with (tmp_path / "x.gguf").open("rb") as file:
+        data = file.read(200_000)
+    size, rng = (tmp_path / "x.gguf").stat().st_size, random.Random(name)
+    outcomes = {"read": 0, "refused": 0}
+    for _ in range(400):
+        (tmp_path / "broken.gguf").write_bytes(mutant(data, 4, rng.choice((1_000, 6_000)), rng))
+        os.truncate(tmp_path / "broken.gguf", size)
+        outcomes[outcome(tmp_path / "broken.gguf")] += 1
+    assert min(outcomes.values()) > 20, outcomes
 
 
 def test_numpy_keeps_quiet() -> None:

@@ -141,10 +141,10 @@ def _kv_b(shapes: Shapes) -> tuple[int, int]:
     if "attn_kv_b.weight" in shapes:
         rank, out = _matrix(shapes, "attn_kv_b.weight")
         return rank, out
-    keys, values = shapes["attn_k_b.weight"], shapes.get("attn_v_b.weight", ())
-    rank = values[0] if values else 0
-    if not rank:
-        raise ProfileError(f"attn_k_b.weight: has no attn_v_b beside it; {REMEDY}")
+    keys, values = shapes.get("attn_k_b.weight", ()), shapes.get("attn_v_b.weight", ())
+    if not keys or not values:
+        raise ProfileError(f"attn_kv_b.weight: missing, whole and in its two parts; {REMEDY}")
+    rank = values[0]
     return rank, (prod(keys) + prod(values)) // rank
 
 
