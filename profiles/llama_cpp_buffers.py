@@ -82,4 +82,4 @@ def latent_heads(layer: LayerTensors) -> int:
     outputs = {t.name.rsplit(".", 2)[-2]: t.out_features for t in layer.attention if len(t.shape) > 1}
     rank = next(t.in_features for t in layer.attention if t.name.endswith(".kv_b_proj.weight"))
     rotary = outputs.get("kv_a_proj_with_mqa", layer.cache.values_per_token) - rank
-    return (layer.cache.full_values_per_token - outputs["kv_b_proj"]) // max(1, rotary)
+    return max(1, (layer.cache.full_values_per_token - outputs["kv_b_proj"]) // max(1, rotary))
