@@ -299,7 +299,10 @@ def test_latent_attention_whose_parts_do_not_fit_is_refused(tmp_path: Path) -> N
 
     refuses(latent(SPLIT[:1]), "attn_kv_b.weight: missing, whole and in its two parts")
     refuses(latent([]), "attn_kv_b.weight: missing, whole and in its two parts")
-    refuses(latent([("blk.0.attn_kv_b.weight", (32, 4 * 640), T.F16)]), "its shapes make no model")
+    refuses(
+        latent([("blk.0.attn_kv_b.weight", (32, 4 * 640), T.F16)]),
+        "attn_kv_b: 2560 values a token do not fit queries of 192",
+    )
     refuses([t for t in latent(SPLIT) if ".attn_q." not in t[0]], "attn_q.weight: missing in a layer")
 
 

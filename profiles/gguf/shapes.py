@@ -192,11 +192,13 @@ def _latent_cache(shapes: Shapes) -> Cache:
     """Latent attention: the latent and the rotary key of a token, or keys and values of every head."""
     latent = _matrix(shapes, "attn_kv_a_mqa.weight")[1]
     queries = _matrix(shapes, "attn_q_b.weight" if "attn_q_b.weight" in shapes else "attn_q.weight")[1]
-    attended = _matrix(shapes, "attn_output.weight")[0]
+    attended, expanded = _matrix(shapes, "attn_output.weight")[0], _kv_b(shapes)[1]
+    if expanded >= queries + attended:  # keys lack the rotary part that queries have
+        raise ProfileError(f"attn_kv_b: {expanded} values a token do not fit queries of {queries}; {REMEDY}")
     return Cache(
         values_per_token=latent,
         flops_per_token_pair=2 * (queries + attended),
-        expanded_values_per_token=queries + _kv_b(shapes)[1],
+        expanded_values_per_token=queries + expanded,
         full_values_per_token=queries + attended,
     )
 
