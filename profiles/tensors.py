@@ -16,7 +16,8 @@ class Tensor:
     """One parameter. Only a `quantisable` one (a projection's matrix) is ever stored in fewer bits.
 
     The shape of a matrix is (..., out, in), or (..., in, out) where `transposed`; `stacked` says how many separate
-    projections its output rows hold one after the other (gate and up: 2).
+    projections its output rows hold one after the other (gate and up: 2). An `fp32` one is in
+    fp32 whatever type the model is loaded as, and never quantised (routers of ERNIE 4.5 and Hunyuan).
     """
 
     name: str
@@ -24,6 +25,7 @@ class Tensor:
     quantisable: bool = False
     transposed: bool = False
     stacked: int = 1
+    fp32: bool = False
 
     @property
     def params(self) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import nn
 
 from profiles.errors import ProfileError
@@ -253,7 +254,8 @@ def _tensor(name: str, parameter: nn.Parameter, owner: nn.Module, hidden: int, s
     router = sparse and bool(KEPT_SEGMENTS & set(name.split(".")))
     is_linear = isinstance(owner, nn.Linear) or type(owner).__name__ == "Conv1D"
     quantisable = is_linear and len(shape) == 2 and not router
-    return Tensor(name, shape, quantisable, transposed=type(owner).__name__ == "Conv1D")
+    fp32 = parameter.dtype == torch.float32  # the model itself asked for it: everything else is bf16 here
+    return Tensor(name, shape, quantisable and not fp32, transposed=type(owner).__name__ == "Conv1D", fp32=fp32)
 
 
 def _notes(model: nn.Module, unused: Named) -> tuple[str, ...]:

@@ -86,6 +86,19 @@ def test_predicted_bytes_are_those_of_the_forward(family: str, places: str) -> N
     check(config, plan, profile, prompt=40, chunk=16, batch=2, new=2)
 
 
+def test_a_router_in_fp32_weighs_four_bytes_a_parameter() -> None:
+    """ERNIE 4.5 creates its routers in fp32 whatever type the model is loaded as."""
+    own = {"moe_num_experts": 8, "moe_k": 3, "moe_intermediate_size": 16, "intermediate_size": 48}
+    config = transformers.Ernie4_5_MoeConfig(**{**COMMON, **own}).to_dict()
+    profile = read_hf_config(config, "ernie", "bf16")
+    run = check(config, spread(profile, *PLACES["neighbours"]), profile, prompt=40, chunk=40, batch=1)
+    router = 4 * (8 * 32 + 8)  # the matrix and the score correction
+    model = transformers.AutoModelForCausalLM.from_config(transformers.Ernie4_5_MoeConfig(**{**COMMON, **own}))
+    halves = sum(p.numel() for n, p in model.named_parameters() if ".mlp.gate." not in n) * 2
+    moe = [layer for layer in profile.layers if layer.experts]
+    assert sum(d.weights_bytes for d in run.phases[0].devices.values()) == halves + len(moe) * router
+
+
 def test_kv_after_every_phase_of_a_model_with_windows() -> None:
     """A layer that slides over 4 tokens keeps three, but the storage of the whole step until the next one."""
     config = config_of("gpt_oss")

@@ -85,7 +85,7 @@ def test_every_parameter_is_in_the_block_its_name_says(family: str) -> None:
     config = config_of(family)
     profile, model = read_hf_config(config, family, "bf16"), native_model(config)
     assert params_of(profile) == sum(parameter.numel() for parameter in model.parameters())
-    assert profile.weight_bytes == 2 * params_of(profile)
+    assert profile.weight_bytes == sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     layered: Counter[tuple[int, bool]] = Counter()
     for name, parameter in model.named_parameters():
         words = name.split(".")

@@ -1,7 +1,8 @@
 """Bytes of a tensor under the weight formats of checkpoints and engines, and which of them a config says it is in.
 
 `bf16` and `fp16` are exactly 2 bytes and `fp32` exactly 4 for every parameter. The others store projections in fewer
-bits and leave embedding, head, norms, biases, routers and convolutions in bf16:
+bits and leave embedding, head, norms, biases, routers and convolutions in bf16. What a model holds in fp32 whatever it
+is loaded as (routers of ERNIE 4.5 and Hunyuan, A_log of OLMo Hybrid) is 4 bytes in all of them:
 
 - `fp8`: 1 byte a weight and one fp32 scale for every 128 x 128 block (DeepSeek-V3's own files).
   Ignores: the fp8 files of others, which may hold one scale a row or a tensor (fewer bytes).
@@ -57,6 +58,8 @@ def tensor_bytes(tensor: Tensor, quant: str, *, experts: bool = False) -> int:
     >>> tensor_bytes(Tensor("q_proj.weight", (256, 300), quantisable=True), "fp8")  # 2 x 3 blocks
     76824
     """
+    if tensor.fp32:
+        return tensor.params * 4
     if quant in PLAIN_BYTES:
         return tensor.params * PLAIN_BYTES[quant]
     if quant == "marlin":
