@@ -39,15 +39,13 @@ def dry_run(
     """
     if importlib.util.find_spec("torch") is None or importlib.util.find_spec("transformers") is None:
         raise ApplyError("dry_run: needs torch and transformers; install moeplan[torch]")
-    for name, value in (("prompt_tokens", prompt_tokens), ("batch_size", batch_size), ("new_tokens", new_tokens)):
-        if type(value) is not int or value < (name != "new_tokens"):
-            raise ApplyError(
-                f"{name}: {value!r} is not a whole number of at least {int(name != 'new_tokens')}; mend it"
-            )
-    if prefill_chunk is not None and (type(prefill_chunk) is not int or prefill_chunk < 1):
-        raise ApplyError(f"prefill_chunk: {prefill_chunk!r} is not a whole number of at least 1; mend it")
-    steps = _steps(prompt_tokens, new_tokens, prefill_chunk or prompt_tokens)
-    return _run(plan, model, steps, batch_size, caps)
+    chunk = prompt_tokens if prefill_chunk is None else prefill_chunk
+    numbers = {"prompt_tokens": prompt_tokens, "new_tokens": new_tokens, "batch_size": batch_size}
+    for name, value in {**numbers, "prefill_chunk": chunk}.items():
+        least = 0 if name == "new_tokens" else 1
+        if type(value) is not int or value < least:
+            raise ApplyError(f"{name}: {value!r} is not a whole number of at least {least}; mend it")
+    return _run(plan, model, _steps(prompt_tokens, new_tokens, chunk), batch_size, caps or {})
 
 
 def _steps(prompt: int, new: int, chunk: int) -> list[tuple[str, int]]:
@@ -57,7 +55,7 @@ def _steps(prompt: int, new: int, chunk: int) -> list[tuple[str, int]]:
 
 
 def _run(
-    plan: Placement, source: Any, steps: list[tuple[str, int]], batch_size: int, caps: Mapping[str, int] | None
+    plan: Placement, source: Any, steps: list[tuple[str, int]], batch_size: int, caps: Mapping[str, int]
 ) -> DryRun:
     from runtime_adapter.apply import apply
     from runtime_adapter.fake_devices import fake_machine, fake_name
@@ -69,4 +67,4 @@ def _run(
     with offline_and_quiet(), fake_machine() as ledger:
         model = fake_model(source)
         apply(plan, model, devices={name: fake for fake, name in names.items()})  # never undone: it ends here
-        return DryRun(tuple(phases(model, steps, batch_size, Count(model, ledger, names, caps or {}))))
+        return DryRun(tuple(phases(model, steps, batch_size, Count(model, ledger, names, caps))))

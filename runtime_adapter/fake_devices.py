@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import weakref
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -97,8 +97,8 @@ class Ledger:
     Storages are counted, not tensors: views are free, and a view keeps all of its storage. `caps` limits live bytes.
     """
 
-    def __init__(self, caps: Mapping[torch.device, int] | None = None) -> None:
-        self.caps = dict(caps or {})
+    def __init__(self) -> None:
+        self.caps: dict[torch.device, int] = {}
         self.live: Counter[torch.device] = Counter()
         self.peak: Counter[torch.device] = Counter()
         self.moved: Counter[tuple[torch.device, torch.device]] = Counter()
@@ -201,9 +201,9 @@ def fake_name(device: str) -> str:
 
 
 @contextmanager
-def fake_machine(caps: Mapping[str, int] | None = None) -> Iterator[Ledger]:
-    """Everything in the block runs on fake tensors, whose bytes the ledger counts. `caps` are by names of a plan."""
+def fake_machine() -> Iterator[Ledger]:
+    """Everything in the block runs on fake tensors, whose bytes the ledger counts."""
     fake_device_type()
-    ledger = Ledger({torch.device(fake_name(name)): size for name, size in (caps or {}).items()})
+    ledger = Ledger()
     with torch.no_grad(), _Shapes(), _Watch(ledger), _FusedAttention():
         yield ledger

@@ -54,10 +54,10 @@ class Count:
                 if (key := ledger.hold(tensor)) not in seen:
                     held[tensor.device] += tensor.untyped_storage().nbytes()
                 seen.add(key)
+        ledger.caps = {torch.device(fake): caps[name] for fake, name in names.items() if name in caps}
         for device, size in ledger.live.items():
             name = names[str(device)]
-            ledger.caps |= {device: caps[name]} if name in caps else {}
-            if size > ledger.caps.get(device, size):
+            if size > caps.get(name, size):
                 raise ApplyError(f"{name}: the weights take {size} of {caps[name]} bytes; place fewer blocks there")
 
     def phase(self, name: str, tokens: int, context_tokens: int, cache: Any, forward: Callable[[], object]) -> Phase:

@@ -273,6 +273,13 @@ def test_the_cap_of_a_device_names_it_and_the_phase() -> None:
         dry_run(plan, config, caps={"cuda:1": 1000})
 
 
+def test_a_cap_holds_on_a_device_without_weights_too() -> None:
+    config = config_of("mixtral")
+    plan = spread(read_hf_config(config, "mixtral", "bf16"), *PLACES["together"])
+    with pytest.raises(ApplyError, match=r"^prefill 1: .* of 100 bytes on cpu"):
+        dry_run(plan, config, prompt_tokens=64, caps={"cpu": 100})
+
+
 def test_tensors_on_two_devices_raise_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     from runtime_adapter import hooks
 

@@ -72,10 +72,9 @@ def _experts(sums: dict[tuple[int | None, str], int], layer: int) -> StoredExper
 
 def _facts(model: ModelTensors) -> Facts:
     """What the rule asks. A latent counts as one key-value head, which is how converted files describe it."""
-    first = {t.name.rsplit(".", 2)[-2]: t for t in model.layers[0].attention if t.name.endswith("weight")}
-    for layer in model.layers:  # a first layer may be linear attention
-        first |= {t.name.rsplit(".", 2)[-2]: t for t in layer.attention if t.name.endswith("weight")}
-    out, keys = first.get("o_proj"), first.get("k_proj")
+    weights = (t for layer in model.layers for t in layer.attention if t.name.endswith("weight"))
+    by_name = {t.name.rsplit(".", 2)[-2]: t for t in weights}  # of all layers: the first may be linear attention
+    out, keys = by_name.get("o_proj"), by_name.get("k_proj")
     per_kv_head = out.in_features // keys.out_features if out and keys else 1
     counts = [layer.experts.count for layer in model.layers if layer.experts]
     layers = len(model.layers) + len({_index(t.name) for t in model.mtp if model.architecture in KEEPS_MTP})

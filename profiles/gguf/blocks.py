@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -69,7 +70,7 @@ def stored_in_file(fields: Metadata, entries: Sequence[GgufEntry], quant: str) -
     layers, extra = layer_counts(fields, entries)
     parts = {"embedding": 0, "head": 0, "mtp": 0}
     attention = [0] * layers
-    experts: list[dict[tuple[str, int | None], int]] = [{} for _ in range(layers)]
+    experts = [Counter[tuple[str, int | None]]() for _ in range(layers)]
     token_embedding = output = 0
     odd = []
     for entry in entries:
@@ -78,8 +79,7 @@ def stored_in_file(fields: Metadata, entries: Sequence[GgufEntry], quant: str) -
         if home.part == "attention":
             attention[home.layer] += entry.n_bytes
         elif home.part == "experts":
-            key = (home.projection, home.expert)
-            experts[home.layer][key] = experts[home.layer].get(key, 0) + entry.n_bytes
+            experts[home.layer][home.projection, home.expert] += entry.n_bytes
         else:
             parts[home.part] += entry.n_bytes
         if home.part == "embedding" and not name.startswith(EMBEDDING):
@@ -100,15 +100,14 @@ def stored_in_file(fields: Metadata, entries: Sequence[GgufEntry], quant: str) -
     )
 
 
-def _experts(found: dict[tuple[str, int | None], int]) -> StoredExperts | None:
+def _experts(found: Counter[tuple[str, int | None]]) -> StoredExperts | None:
     if not found:
         return None
-    projections: dict[str, int] = {}
-    each: dict[int, int] = {}
+    projections, each = Counter[str](), Counter[int]()
     for (projection, expert), n_bytes in found.items():
-        projections[projection] = projections.get(projection, 0) + n_bytes
+        projections[projection] += n_bytes
         if expert is not None:
-            each[expert] = each.get(expert, 0) + n_bytes
+            each[expert] += n_bytes
     differ = len(set(each.values())) > 1 and sum(each.values()) == sum(projections.values())
     single = tuple(each[i] for i in sorted(each)) if differ else None
     return StoredExperts(same(sum(projections.values())), single, projections)

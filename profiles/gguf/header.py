@@ -1,7 +1,7 @@
 """The header of one GGUF file: metadata and tensor infos, read through the `gguf` package, never a byte of tensor data.
 
-The package's reader trusts its file. `_Reader` is that reader with three of its steps made safe: no read beyond the end
-of the file, no list of a whole tokenizer in memory, no view of the data.
+The package's reader trusts its file. `_Reader` is that reader with its steps bounded: no read beyond the end of the
+file, no list of a whole tokenizer in memory, no view of the data.
 """
 
 from __future__ import annotations

@@ -32,11 +32,12 @@ def read_gguf(path: Path, kv: KvFormat | None = None) -> ModelProfile:
     fields, entries = Metadata(shards[0].fields), _all_entries(shards)
     try:
         model, notes = model_of(fields, entries)
-        stored = stored_in_file(fields, entries, _quant(fields))
+        quant = _quant(fields)
+        stored = stored_in_file(fields, entries, quant)
         kv, cache_notes = _cache_format(kv or KvFormat(), {entry.tensor.name for entry in entries})
         name = SHARD.sub("", path.name).removesuffix(".gguf") or path.stem
         files = f"{len(shards)} GGUF files" if len(shards) > 1 else "GGUF"
-        return profile_of(model, stored, name, f"{files}, {_quant(fields)}, bytes as stored", notes + cache_notes, kv)
+        return profile_of(model, stored, name, f"{files}, {quant}, bytes as stored", notes + cache_notes, kv)
     except MoeplanError as problem:
         raise ProfileError(one_line(f"{path}: {problem}")) from None
 

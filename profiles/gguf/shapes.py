@@ -139,8 +139,7 @@ def _whole_kv_b(prefix: str, shapes: Shapes) -> Tensor:
 def _kv_b(shapes: Shapes) -> tuple[int, int]:
     """(rank, outputs) of latent attention's kv_b, whole or in two parts: nope + v values a head."""
     if "attn_kv_b.weight" in shapes:
-        rank, out = _matrix(shapes, "attn_kv_b.weight")
-        return rank, out
+        return _matrix(shapes, "attn_kv_b.weight")
     keys, values = shapes.get("attn_k_b.weight", ()), shapes.get("attn_v_b.weight", ())
     if not keys or not values:
         raise ProfileError(f"attn_kv_b.weight: missing, whole and in its two parts; {REMEDY}")

@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import stat
 import sys
+from collections import Counter
 from collections.abc import Iterable
 from math import prod
 from pathlib import Path
@@ -168,8 +169,7 @@ def _object(pairs: list[tuple[str, Any]]) -> Any:
     """A JSON object: an entry becomes an `Entry` at once, as that takes half the memory of a dict."""
     made = dict(pairs)
     if len(made) < len(pairs):
-        seen: set[str] = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        twice, _ = Counter(key for key, _ in pairs).most_common(1)[0]
         raise ValueError(f"{short(twice)} is given twice")
     if len(made) == 3 and made.keys() == _KEYS:
         dtype, shape, offsets = made["dtype"], made["shape"], made["data_offsets"]
