@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
 from cost_models import memory
 from cost_models.constants import GPU_SAFETY_MARGIN, SYNC_S
-from cost_models.experts import distinct_experts, split_hits
+from cost_models.experts import distinct_experts
 from cost_models.links import Links
 from cost_models.roofline import measured_or, roofline_s
+from cost_models.splits import mean_of_slowest
 from cost_models.targets import target_memory
 from profiles.hardware import Device, Hardware
 from profiles.model import Attention, Block, Experts, Layer, ModelProfile
@@ -121,7 +122,11 @@ class CostModel:
 
     def split_experts_s(self, layer: int, attention: str, parts: Mapping[str, Sequence[int]], step: Step) -> float:
         """X_l of a split layer: the mean, over which experts the tokens hit, of the slowest device's time."""
-        frozen = tuple((device, tuple(ids)) for device, ids in parts.items())
+        experts = self.layer(layer).experts
+        assert experts is not None
+        alike = experts.frequencies is None and experts.expert_weight_bytes is None
+        # Of experts that are alike only the numbers matter, so that splits of one shape are computed once.
+        frozen = tuple((device, tuple(range(len(ids)) if alike else ids)) for device, ids in parts.items())
         return self._split_s(self.layer_class[layer], attention, frozen, step.tokens)
 
     def _handover_s(self, attention: str, device: str, tokens: int) -> float:
@@ -135,15 +140,13 @@ class CostModel:
     ) -> float:
         experts = self.layer(layer).experts
         assert experts is not None
-        mean = 0.0
-        for probability, hits in split_hits(experts, [ids for _, ids in parts], self._all_tokens(tokens)):
-            times = [
-                self._handover_s(attention, device, tokens) + self._hit_experts_s(experts, device, ids, hit, tokens)
-                for (device, ids), hit in zip(parts, hits, strict=True)
-                if hit > 0
-            ]
-            mean += probability * max(times, default=0.0)
-        return mean
+
+        def part_s(device: str, ids: tuple[int, ...]) -> Callable[[float], float]:
+            handover = self._handover_s(attention, device, tokens)
+            return lambda hit: handover + self._hit_experts_s(experts, device, ids, hit, tokens)
+
+        seconds = [part_s(device, ids) for device, ids in parts]
+        return mean_of_slowest(experts, [ids for _, ids in parts], seconds, self._all_tokens(tokens))
 
     def _hit_experts_s(
         self, experts: Experts, device: str, ids: tuple[int, ...], distinct: float, tokens: int

@@ -12,11 +12,14 @@ from profiles.workload import Workload
 
 
 def usable_bytes(device: Device, safety_margin: float) -> int:
-    """floor(memory * (1 - margin)) - reserved, never below 0; the device's own margin wins over `safety_margin`.
+    """floor(memory * (1 - margin)) - reserved, never below 0; the device's own margin wins over `safety_margin`. Where
+    the device has an absolute `budget_bytes`, just that.
 
     `safety_margin` is for GPUs; a CPU without a margin of its own keeps `CPU_SAFETY_MARGIN`. Decimal margins are taken
     as written, so 46 GB with 0.10 is 41 400 000 000 exactly.
     """
+    if device.budget_bytes is not None:
+        return device.budget_bytes
     default = safety_margin if device.kind == "gpu" else CPU_SAFETY_MARGIN
     margin = default if device.safety_margin is None else device.safety_margin
     return max(0, math.floor(device.memory_bytes * (1 - Fraction(str(margin)))) - device.reserved_bytes)
@@ -26,10 +29,13 @@ def context_beyond_margin(device: Device, safety_margin: float) -> int:
     """The part of the device's `context_bytes` that its safety margin does not cover; 0 where it covers all.
 
     The margin is there for the driver and libraries as well as for fragmentation: counting both in full would hold
-    back memory that is free.
+    back memory that is free. An absolute budget has no margin, and who says "20 GB of this card" means all that the
+    process holds there, as nvidia-smi counts it: under a budget the whole context counts.
     """
     if device.context_bytes is None:
         return 0
+    if device.budget_bytes is not None:
+        return device.context_bytes
     set_aside = device.memory_bytes - device.reserved_bytes - usable_bytes(device, safety_margin)
     return max(0, device.context_bytes - set_aside)
 

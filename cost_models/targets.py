@@ -47,7 +47,7 @@ TARGETS: dict[str, TargetMemory] = {
 
 def target_memory(target: str) -> TargetMemory:
     """The memory habits of a runtime; TargetError for one that is not known."""
-    if target not in TARGETS:
+    if target not in tuple(TARGETS):  # a list is not known either
         raise TargetError(f"target: {target!r} is not known; use one of {', '.join(TARGETS)}")
     return TARGETS[target]
 

@@ -21,12 +21,13 @@ from profiles import (
     load_placement,
     load_profile,
 )
-from runtime_adapter import Applied, DryRun, apply, dry_run, export, read_rules
-from solver import Evaluation, evaluate, solve
+from runtime_adapter import Applied, DryRun, apply, dry_run, export, read_activations, read_rules
+from solver import Comparison, Evaluation, compare, evaluate, solve
 
 __all__ = [
     "Applied",
     "ApplyError",
+    "Comparison",
     "DryRun",
     "Evaluation",
     "Hardware",
@@ -39,12 +40,14 @@ __all__ = [
     "TargetError",
     "Workload",
     "apply",
+    "compare",
     "dry_run",
     "evaluate",
     "export",
     "load_hardware",
     "load_placement",
     "load_profile",
+    "read_activations",
     "read_rules",
     "solve",
 ]

@@ -25,11 +25,12 @@ from profiles import (
     load_placement,
     load_profile,
 )
-from profiles.document import Document, parse_document, read_text, write_text
+from profiles.document import Document, one_line, parse_document, read_text, short, write_text
 from runtime_adapter import export as export_plan
-from runtime_adapter import read_rules
+from runtime_adapter import read_activations, read_rules
 from solver import Evaluation, evaluate
 from solver import solve as solve_plan
+from solver.rules import FINEST
 
 BAD_INPUT, INFEASIBLE, OUT_OF_TIME = 1, 3, 4
 
@@ -51,6 +52,9 @@ Quant = Annotated[
 ]
 KvQuant = Annotated[
     str | None, typer.Option(help="type of the KV cache: fp16, fp8, q8_0, q4_0, … [default: the model's]")
+]
+Activations = Annotated[
+    Path | None, typer.Option(help="how often each expert was used: a .pt file that sglang's recorder wrote")
 ]
 Mla = Annotated[str | None, typer.Option(help="cache of latent attention: compressed or expanded")]
 AsJson = Annotated[bool, typer.Option("--json", help="print one JSON document and nothing else")]
@@ -89,6 +93,7 @@ def solve(
     quant: Quant = None,
     kv_quant: KvQuant = None,
     mla: Mla = None,
+    activations: Activations = None,
     prompt_tokens: PromptTokens = 512,
     generated_tokens: GeneratedTokens = 128,
     batch_size: BatchSize = 1,
@@ -97,8 +102,14 @@ def solve(
     safety_margin: SafetyMargin = 0.10,
     granularity: Annotated[str, typer.Option(help="layer (a layer is one unit) or module")] = "module",
     objective: Annotated[str, typer.Option(help="request, decode, prefill or throughput")] = "request",
-    target: Annotated[str, typer.Option(help="the runtime to follow the plan: torch or ktransformers")] = "torch",
-    pin: Annotated[list[str] | None, typer.Option(help="BLOCK=DEVICE[|DEVICE…], e.g. layers.3.experts=cuda:1")] = None,
+    target: Annotated[str, typer.Option(help=f"the runtime to follow the plan: {', '.join(FINEST)}")] = "torch",
+    pin: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="BLOCK=DEVICE[|DEVICE…], e.g. layers.3.experts=cuda:1, or DEVICE=WHAT[|WHAT…]: the kinds of blocks "
+            "that may be there, nothing, first or last, e.g. cuda:0=attention|last"
+        ),
+    ] = None,
     time_limit: Annotated[float, typer.Option(help="seconds")] = 10.0,
     relative_gap: Annotated[float, typer.Option(help="stop when proved this close to the best")] = 0.0,
     workers: Annotated[int | None, typer.Option(help="threads [default: 1]")] = None,
@@ -113,7 +124,8 @@ def solve(
         "seed": seed,
     }  # fmt: skip
     request = workload(prompt_tokens, generated_tokens, batch_size, context_tokens, prefill_chunk)
-    profile, machine = load_profile(model, quant, kv_quant=kv_quant, mla=mla), _machine(hardware)
+    profile = _used_as(load_profile(model, quant, kv_quant=kv_quant, mla=mla), activations)
+    machine = _machine(hardware)
     try:
         with Console(stderr=True).status(f"placing {profile.model} on {machine.name} …"):
             plan = solve_plan(profile, machine, request, **options)
@@ -194,11 +206,12 @@ def profile(
     quant: Quant = None,
     kv_quant: KvQuant = None,
     mla: Mla = None,
+    activations: Activations = None,
     as_json: AsJson = False,
     output: Output = None,
 ) -> None:
     """Show MODEL's blocks and bytes, and what was assumed."""
-    found: ModelProfile = load_profile(model, quant, kv_quant=kv_quant, mla=mla)
+    found: ModelProfile = _used_as(load_profile(model, quant, kv_quant=kv_quant, mla=mla), activations)
     _save(found, output)
     if as_json:
         print(found.to_json())
@@ -241,13 +254,18 @@ def _machine(name: str) -> Hardware:
         return load_hardware(name)
 
 
+def _used_as(profile: ModelProfile, activations: Path | None) -> ModelProfile:
+    return profile if activations is None else read_activations(activations, profile)
+
+
 def _pins(pins: list[str]) -> dict[str, list[str]]:
     parsed: dict[str, list[str]] = {}
     for pin in pins:
-        block, equals, devices = pin.partition("=")
-        if not equals or not devices or block in parsed:
-            raise MoeplanError(f"--pin: {pin!r} is not BLOCK=DEVICE, each block once; e.g. layers.3.experts=cuda:1")
-        parsed[block.strip()] = [device.strip() for device in devices.split("|")]
+        name, equals, words = (part.strip() for part in pin.partition("="))
+        if not name or not equals or not words or name in parsed:
+            remedy = "each name once; e.g. layers.3.experts=cuda:1 or cuda:0=attention"
+            raise MoeplanError(one_line(f"--pin: {short(pin)} is not BLOCK=DEVICE or DEVICE=KIND, {remedy}"))
+        parsed[name] = [word.strip() for word in words.split("|")]
     return parsed
 
 
@@ -333,5 +351,9 @@ def main() -> None:
         sys.exit(BAD_INPUT)
 
 
+import moeplan.compare_command  # noqa: E402, F401 - registers its command, and needs all of the above
+
 if __name__ == "__main__":
-    main()
+    from moeplan import cli  # this very file once more: the one where that command is
+
+    cli.main()

@@ -31,8 +31,9 @@ class Device(Noun):
     """A GPU or the CPU with its RAM. What is not given here (margin, overheads, efficiencies) has a sourced default.
 
     `context_bytes` is what driver and libraries hold in a process before its first tensor; the safety margin covers it
-    where it is large enough, what is over counts as used. `launch_s` is the fixed price of running a block, `sync_s`
-    that of handing work to this device in mid-layer.
+    where it is large enough, what is over counts as used. `budget_bytes` says absolutely what a plan may use here,
+    context included: then neither margin nor `reserved_bytes` applies. `launch_s` is the fixed price of running a
+    block, `sync_s` that of handing work to this device in mid-layer.
     Facts for people and exports, which no formula uses: physical `cores`, `threads` that may run at a time (logical
     CPUs within affinity and quota), `numa_nodes`, and the instruction sets that matter (`isa`: avx2, amx_bf16, …).
     """
@@ -45,6 +46,7 @@ class Device(Noun):
     memory_bytes: Annotated[ByteCount, Field(gt=0)]
     reserved_bytes: ByteCount = 0
     safety_margin: Margin | None = None
+    budget_bytes: ByteCount | None = None
     context_bytes: ByteCount | None = None
     bandwidth_bytes_per_s: BytesPerSecond
     flops_per_s: Annotated[dict[str, FlopPerSecond], Field(min_length=1)]
@@ -61,6 +63,13 @@ class Device(Noun):
     def _name_says_kind(self) -> Self:
         if (self.name == "cpu") != (self.kind == "cpu"):
             raise ValueError(f"{self.name} cannot be of kind {self.kind}; GPUs are cuda:<index>, the CPU is cpu")
+        return self
+
+    @model_validator(mode="after")
+    def _budget_exists(self) -> Self:
+        budget, memory = self.budget_bytes, self.memory_bytes
+        if budget is not None and budget > memory:
+            raise ValueError(f"budget_bytes {budget} is more than memory_bytes {memory}; lower it")
         return self
 
 

@@ -2,7 +2,8 @@
 
     phrase = [gpus] {"," key "=" value}        gpus = [count "x"] model ["-" size] {"+" …}
 
-Keys: `cpu` (a catalogue name), `ram` (default 512 GB), `sockets` (default 1), `link` (a catalogue link such as
+Keys: `cpu` (a catalogue name), `ram` (default 512 GB), `sockets` (default 1), `budget` (what a plan may use of every
+GPU, absolutely), `link` (a catalogue link such as
 `pcie4x16`, a rate such as `50GB/s`, both for every GPU's way to the CPU and taken as stated, or `nvlink`: bridges
 between neighbours that can have them). Case, dashes and spaces do not matter.
 
@@ -30,7 +31,7 @@ from profiles.catalogue import (
 )
 from profiles.errors import HardwareError
 from profiles.hardware import Device, Hardware
-from profiles.units import BYTE_UNITS, RATE_UNITS, parse_bytes, parse_quantity
+from profiles.units import BYTE_UNITS, RATE_UNITS, gb, parse_bytes, parse_quantity
 
 MAX_GPUS = 64
 MAX_SOCKETS = 8
@@ -38,7 +39,7 @@ MAX_PHRASE = 300
 DEFAULT_RAM_BYTES = 512 * 10**9
 GENERIC_CPU_BYTES_PER_S = 200e9
 GENERIC_CPU_FLOPS_PER_S = 4e12
-KEYS = ("cpu", "ram", "sockets", "link")
+KEYS = ("cpu", "ram", "sockets", "link", "budget")
 
 _COUNT = re.compile(r"([+-]?[0-9]+)\s*[xX×*]\s*(.*)")
 _SIZE = re.compile(r"[-\s_]*(?<![0-9.])([0-9]+(?:\.[0-9]+)?)\s*([kKmMgGtT][iI]?[bB])(?![a-zA-Z])")
@@ -55,6 +56,7 @@ class _Options:
     sockets: int = 1
     host_bytes_per_s: float | None = None
     nvlink: bool = False
+    budget_bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -149,6 +151,7 @@ def _read_options(pieces: list[str], phrase: str) -> _Options:
         sockets=_read_sockets(values["sockets"], phrase) if "sockets" in values else 1,
         host_bytes_per_s=_read_link(values["link"], phrase) if "link" in values else None,
         nvlink=values.get("link", "").lower() == "nvlink",
+        budget_bytes=_bytes(values["budget"], "budget", phrase) if "budget" in values else None,
     )
 
 
@@ -183,7 +186,11 @@ def _read_link(text: str, phrase: str) -> float | None:
 
 def _machine(phrase: str, groups: list[_Gpus], options: _Options) -> Hardware:
     named = [(group, f"cuda:{index}") for index, group in enumerate(g for g in groups for _ in range(g.count))]
-    gpus = [gpu_device(name, group.part, group.memory_bytes) for group, name in named]
+    _check_budget(options.budget_bytes, groups, phrase)
+    gpus = [
+        gpu_device(name, group.part, group.memory_bytes).replace(budget_bytes=options.budget_bytes)
+        for group, name in named
+    ]
     if options.nvlink and not any(group.part.nvlink for group in groups):
         joined = ", ".join([part.name for part in catalogue().gpus if part.nvlink][:8])
         _fail(phrase, f"link=nvlink, but none of its GPUs has NVLink; leave it out or use e.g. {joined}")
@@ -191,6 +198,8 @@ def _machine(phrase: str, groups: list[_Gpus], options: _Options) -> Hardware:
     parts = [(name, group.part) for group, name in named]
     links = machine_links(parts, options.cpu, options.host_bytes_per_s, options.nvlink)
     notes = [note for group in groups for note in _gpu_notes(group)] + cpu_notes(options.cpu, options.sockets)
+    if options.budget_bytes is not None:
+        notes.append(f"budget: {gb(options.budget_bytes)} of each GPU may be used, driver and libraries included")
     return Hardware(
         name=phrase,
         source="hardware phrase; speeds from moeplan's catalogue",
@@ -198,6 +207,17 @@ def _machine(phrase: str, groups: list[_Gpus], options: _Options) -> Hardware:
         devices=(*gpus, cpu),
         links=tuple(links),
     )
+
+
+def _check_budget(budget_bytes: int | None, groups: list[_Gpus], phrase: str) -> None:
+    if budget_bytes is None:
+        return
+    if not groups:
+        _fail(phrase, "budget is for GPUs and there are none; leave it out, or set ram")
+    least = min(groups, key=lambda group: group.memory_bytes)
+    if budget_bytes > least.memory_bytes:
+        has = f"{least.asked[:30]} has {least.memory_bytes}"
+        _fail(phrase, f"budget of {budget_bytes} bytes is too much, {has}; lower it")
 
 
 def _gpu_notes(group: _Gpus) -> list[str]:

@@ -1,9 +1,10 @@
 """A plan meets a runtime: live torch models and other runtimes' own files. torch is imported when first needed."""
 
+from runtime_adapter.activations import read_activations
 from runtime_adapter.apply import Applied, apply
 from runtime_adapter.dry_run import dry_run
 from runtime_adapter.export import export
 from runtime_adapter.live_bytes import DryRun
 from runtime_adapter.read_rules import read_rules
 
-__all__ = ["Applied", "DryRun", "apply", "dry_run", "export", "read_rules"]
+__all__ = ["Applied", "DryRun", "apply", "dry_run", "export", "read_activations", "read_rules"]

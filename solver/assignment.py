@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -98,18 +98,22 @@ def arrange(counts: Counts, problem: Problem) -> Assignment:
     allow contiguous slices, else a start."""
     plans = []
     for by_run in (False, True):
-        attention = _walk(counts, problem, by_run)
+        attention = lay_out(problem, counts.attention, counts.route, by_run)
         experts = experts_for(attention, counts, problem)
         plans.append(Assignment(counts.embedding, counts.head, attention, experts))
     return min(plans, key=lambda plan: plan.ticks(problem))
 
 
-def _walk(counts: Counts, problem: Problem, by_run: bool) -> tuple[int, ...]:
-    room = dict(counts.attention)
+def lay_out(
+    problem: Problem, counts: Mapping[tuple[int, int], int], route: Sequence[int], by_run: bool
+) -> tuple[int, ...]:
+    """A device for each layer's attention, `counts[c, a]` of class c on a: as long as there is room on the same one,
+    then on the next of `route`, or with `by_run` on the one where the token can stay longest."""
+    room = dict(counts)
     attention: list[int] = []
     for i, c in enumerate(problem.layer_class):
         if not attention or room[c, attention[-1]] == 0:
-            open_ = [a for a in counts.route if room[c, a] > 0]
+            open_ = [a for a in route if room[c, a] > 0]
             upcoming = problem.layer_class[i:]
             here = max(open_, key=lambda a: _run_length(upcoming, a, room)) if by_run else open_[0]
         else:

@@ -208,7 +208,7 @@ def _route(model: CountsModel) -> None:
         if later:
             cp.add_implication(model.used[later[0]], model.used[a])
         for b in model.devices:
-            if a != b and (problem.twins[a] != problem.twins[b] or b in later[:1]):
+            if a != b and problem.in_order(a, b) and (problem.twins[a] != problem.twins[b] or b in later[:1]):
                 model.arcs[a, b] = cp.new_bool_var(f"arc[{a},{b}]")
                 arcs.append((a, b, model.arcs[a, b]))
     cp.add_circuit(arcs)
@@ -245,7 +245,8 @@ def _ticks(model: CountsModel) -> cp_model.LinearExpr:
     """Blocks and hand-overs by count, hops along the route and to its two ends."""
     problem, devices = model.problem, model.devices
     ticks = total((problem.hop[a][b], arc) for (a, b), arc in model.arcs.items())
-    ticks += _end_hops(model, model.embedding, model.first) + _end_hops(model, model.head, model.last)
+    ticks += _end_hops(model, model.embedding, model.first)
+    ticks += _end_hops(model, model.head, model.last, in_order=problem.head_in_order)
     ticks += total((problem.embedding.ticks[d], model.embedding[d]) for d in devices)
     ticks += total((problem.head.ticks[d], model.head[d]) for d in devices)
     for (c, a), attention in model.attention.items():
@@ -262,11 +263,16 @@ def _ticks(model: CountsModel) -> cp_model.LinearExpr:
 
 
 def _end_hops(
-    model: CountsModel, block: Sequence[cp_model.IntVar], end: Sequence[cp_model.IntVar]
+    model: CountsModel, block: Sequence[cp_model.IntVar], end: Sequence[cp_model.IntVar], in_order: bool = False
 ) -> cp_model.LinearExpr:
-    """The hop between a block at one end and the route's device there, as a flow from one choice to the other."""
+    """The hop between a block at one end and the route's device there, as a flow from one choice to the other; with
+    `in_order` the block's device may not be one that the route may not go on to."""
     cp, devices = model.cp, model.devices
-    flow = {(a, b): cp.new_bool_var("") for a in devices for b in devices}
+    flow = {
+        (a, b): cp.new_int_var(0, int(not in_order or model.problem.in_order(b, a)), "")
+        for a in devices
+        for b in devices
+    }
     for d in devices:
         cp.add(sum(flow[d, b] for b in devices) == block[d])
         cp.add(sum(flow[a, d] for a in devices) == end[d])

@@ -2,53 +2,118 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
+from itertools import groupby
 
 from cost_models import CostModel
-from cost_models.constants import CPU_SAFETY_MARGIN
 from profiles.errors import InfeasiblePlacement
 from profiles.hardware import Device
 from profiles.units import gb
-from solver.counts import least_shortage
+from profiles.workload import Workload
+from solver.changes import Changes
+from solver.fits import Budget, Missing, least_missing
+from solver.needs import demand_of
 from solver.problem import Problem
-from solver.search import Limits
+from solver.rules import Pins
 
-_SECONDS = 2.0
-_PRINTED = 10**7
-"""What `gb` prints is whole multiples of this."""
+WORK = 3.0
+"""What an explanation may cost in all, in CP-SAT's count of seconds; most take a tenth of it."""
+READABLE = 10**7
+"""Bytes from which GB with two digits say enough."""
 
 
-def infeasible(problem: Problem, costs: CostModel) -> InfeasiblePlacement:
-    """The error for a problem proved infeasible: the fewest bytes missing in all, and what would supply them."""
-    limits = Limits(_SECONDS)
-    everywhere = [True] * len(problem.devices)
-    missing = least_shortage(problem, limits, everywhere) or []
-    short = {name: n for name, n in zip(problem.devices, missing, strict=False) if n > 0}
-    suggestions = _suggestions(problem, costs, limits)
-    where = ", ".join(f"{name} {gb(n)} ({n} bytes)" for name, n in short.items()) or "no device can hold some block"
-    message = f"{costs.profile.model} does not fit {costs.hardware.name}: short of {where}"
+class _Permissions:
+    """What the problem itself says about what may go where."""
+
+    def __init__(self, problem: Problem) -> None:
+        self._problem = problem
+        self.rank, self.head_in_order = problem.rank, problem.head_in_order
+
+    def __call__(self, kind: str, layer: int) -> tuple[bool, ...]:
+        problem = self._problem
+        if kind in ("embedding", "head"):
+            return (problem.embedding if kind == "embedding" else problem.head).allowed
+        found = problem.classes[problem.layer_class[layer]]
+        if kind == "attention":
+            return found.attention.allowed
+        return found.experts.allowed if found.experts is not None else (True,) * len(problem.devices)
+
+
+def infeasible(problem: Problem, costs: CostModel, pins: Pins | None = None) -> InfeasiblePlacement:
+    """The error for a problem proved infeasible: the fewest bytes missing in all, and the smallest changes that help.
+
+    `pins` are those that the problem was built with; where they are not, no change is suggested.
+    """
+    budget = Budget(WORK)
+    whole_layers, split = problem.whole_layers, getattr(problem, "split_experts", False)
+    demand = demand_of(costs, _Permissions(problem), whole_layers=whole_layers, split=split)
+    missing = least_missing(demand, problem.usable, budget)
+    suggestions, remark = [], ""
+    if missing is not None:
+        changes = Changes(costs, pins, budget, whole_layers=whole_layers, split=split)
+        if changes.demand == demand:
+            suggestions, remark = _suggestions(changes), _remark(changes, costs.workload)
+    where = _where(missing, problem.devices)
+    message = f"{costs.profile.model} does not fit {costs.hardware.name}: short of {where}{remark}"
     if suggestions:
         message += f"; {' or '.join(suggestions)}"
-    return InfeasiblePlacement(message, short_bytes=short, suggestions=suggestions)
+    return InfeasiblePlacement(message, short_bytes=_short(missing, problem.devices), suggestions=suggestions)
 
 
-def _suggestions(problem: Problem, costs: CostModel, limits: Limits) -> list[str]:
-    """More RAM alone, or more memory on every GPU alone, in bytes of the part as bought (before margins)."""
-    is_gpu = [costs.device[name].kind == "gpu" for name in problem.devices]
-    found = []
-    ram = least_shortage(problem, limits, [not gpu for gpu in is_gpu])
-    if ram is not None:
-        found.append(f"add {_as_bought(sum(ram), [costs.hardware.cpu], costs)} of RAM")
-    cards = least_shortage(problem, limits, is_gpu, even=True) if any(is_gpu) else None
-    if cards is not None:
-        found.append(f"add {_as_bought(max(cards), costs.hardware.gpus, costs)} to each GPU")
-    return found
+def _suggestions(changes: Changes) -> list[str]:
+    """One of each kind that helps."""
+    found = {
+        "add {}": _gpus(changes.more_gpus()),
+        "lower context_tokens to {}": changes.longest_context(),
+        "lower batch_size to {}": changes.largest_batch(),
+        "lower prefill_chunk to {}": changes.largest_chunk(),
+        "lower safety_margin to {}": changes.largest_margin(),
+        "add {} GB of RAM": changes.more_memory("cpu"),
+        "add {} GB to each GPU": changes.more_memory("gpu"),
+        "use quant {}": changes.finest_quant(),
+    }
+    return [words.format(answer) for words, answer in found.items() if answer is not None]
 
 
-def _as_bought(n_bytes: int, parts: Sequence[Device], costs: CostModel) -> str:
-    """So much memory on each of `parts` that, after the largest of their margins, `n_bytes` more are usable; rounded
-    up to what is printed, so that it is enough."""
-    defaults = {"gpu": costs.safety_margin, "cpu": CPU_SAFETY_MARGIN}
-    margin = max(defaults[part.kind] if part.safety_margin is None else part.safety_margin for part in parts)
-    return gb(math.ceil(n_bytes / (1 - margin) / _PRINTED) * _PRINTED)
+def _gpus(found: tuple[int, Device] | None) -> str | None:
+    if found is None:
+        return None
+    number, twin = found
+    model = f" ({twin.model})" if twin.model else ""
+    return f"{number} GPU{'s' if number > 1 else ''} like {twin.name}{model}"
+
+
+def _remark(changes: Changes, asked: Workload) -> str:
+    """That no shorter context would do, where that is so."""
+    least = asked.prompt_tokens + asked.generated_tokens
+    if changes.fits_for(asked.replace(context_tokens=least)) is not False:
+        return ""
+    return f"; even the {least} tokens of prompt and answer do not fit"
+
+
+def _short(missing: Missing | None, devices: Sequence[str]) -> dict[str, int]:
+    if missing is None:
+        return {}
+    if not missing.bytes:
+        return {"all devices": missing.least}
+    return {name: n for name, n in zip(devices, missing.bytes, strict=True) if n > 0}
+
+
+def _where(missing: Missing | None, devices: Sequence[str]) -> str:
+    """Bytes in all, how few they could be, and device by device, neighbours that miss as much together."""
+    if missing is None:
+        return "a device that may hold some block"
+    if not missing.bytes:
+        return f"at least {_size(missing.least)} ({missing.least} bytes)"
+    in_all = sum(missing.bytes)
+    told = f"{_size(in_all)} ({in_all} bytes)"
+    told += " at best" if missing.proved else f", at best of {missing.least} bytes"
+    parts = []
+    for size, run in groupby(_short(missing, devices).items(), key=lambda item: _size(item[1])):
+        names = [name for name, _ in run]
+        parts.append(f"{names[0]} to {names[-1]} {size} each" if len(names) > 1 else f"{names[0]} {size}")
+    return f"{told}: {', '.join(parts)}"
+
+
+def _size(n_bytes: int) -> str:
+    return gb(n_bytes) if n_bytes >= READABLE else f"{n_bytes} bytes"

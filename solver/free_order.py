@@ -89,8 +89,12 @@ def _ticks(problem: Problem, cp: cp_model.CpModel, choices: _Choices) -> cp_mode
     devices = range(len(problem.devices))
     ticks = total((problem.embedding.ticks[d], choices.embedding[d]) for d in devices)
     ticks += total((problem.head.ticks[d], choices.head[d]) for d in devices)
-    for before, after in pairwise([choices.embedding, *choices.attention, choices.head]):
-        flow = {(a, b): cp.new_bool_var("") for a in devices for b in devices}
+    stops = [choices.embedding, *choices.attention, choices.head]
+    for step, (before, after) in enumerate(pairwise(stops)):
+        ordered = step > 0 and (step < len(stops) - 2 or problem.head_in_order)
+        flow = {
+            (a, b): cp.new_int_var(0, int(not ordered or problem.in_order(a, b)), "") for a in devices for b in devices
+        }
         for d in devices:
             cp.add(sum(flow[d, b] for b in devices) == before[d])
             cp.add(sum(flow[a, d] for a in devices) == after[d])

@@ -9,17 +9,25 @@ names of cards only, which is what makes this fast where the counts model search
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
 
+import numpy as np
 from ortools.sat.python import cp_model
 
+from solver.columns import ColumnSearch
+from solver.contents import Prices, merged, undominated
 from solver.load import Held, load_on
 from solver.problem import Problem
 from solver.search import Limits, Status, bound_of, search, total
 
-MAX_PATTERNS = 1500
+MAX_PATTERNS = 300
 """Patterns of all groups together beyond which this bound is not worth its model."""
+MAX_LISTED = 3000
+"""Patterns of one group that are looked at."""
+MAX_OF_ONE = 60
+"""Patterns of a device without equals up to which they are listed; beyond, what it holds are variables."""
 
 ROUNDINGS = (1, 2, 3, 4)
 """Multiples of the lightest attention's size at which a card's room is rounded; more hardly ever cut anything off."""
@@ -28,12 +36,34 @@ Pattern = tuple[int, ...]
 
 
 @dataclass(frozen=True)
+class Load:
+    """`cards` cards of the group of `device` hold this pattern of experts, and so many attentions of each class in all;
+    `embedding`, `head`: whether one of them has it. Without a pattern: a device whose experts are not told."""
+
+    device: int
+    cards: int
+    pattern: Pattern | None
+    attention: tuple[int, ...]
+    embedding: bool
+    head: bool
+
+
+@dataclass(frozen=True)
 class PatternOutcome:
-    """`cards[d]` maps, for the first device d of each group of equals, a pattern to the number of cards that use it."""
+    """The bound, and how it is reached where a solution was found."""
 
     status: Status
     bound: int
-    cards: dict[int, dict[Pattern, int]] = field(default_factory=dict)
+    loads: tuple[Load, ...] = ()
+
+    @property
+    def cards(self) -> dict[int, dict[Pattern, int]]:
+        """For the first device of each group, the number of cards that use a pattern."""
+        found: dict[int, dict[Pattern, int]] = {}
+        for load in self.loads:
+            if load.pattern is not None:
+                found.setdefault(load.device, {})[load.pattern] = load.cards
+        return found
 
 
 @dataclass
@@ -81,42 +111,97 @@ def patterns_on(problem: Problem, device: int) -> Iterator[Pattern]:
     return extend((), problem.usable[device], 0)
 
 
-def solve_patterns(problem: Problem, limits: Limits) -> PatternOutcome | None:
-    """The bound and the patterns it is reached with; None where there are no equal devices or too many patterns.
+def worthwhile(problem: Problem, search: ColumnSearch, enough: int, most: int) -> dict[int, list[Pattern]] | None:
+    """The patterns that a plan below `enough` ticks may use; None where these are more than `most`.
 
-    `infeasible` is a proof; `bound` is in ticks and valid for every placement.
+    A card that earns less at the prices of `search` than the best can costs the difference on top of its bound, so
+    patterns where that is too much are left out, and a bound over the others holds for every plan below `enough`.
+    """
+    priced, cpu = search.first, problem.devices.index("cpu")
+    patterns: dict[int, list[Pattern]] = {}
+    for g, size in search.network.groups.items():
+        if g == cpu:
+            continue
+        least = max(0, priced.earned[g]) - (enough - priced.bound)
+        found = list(islice(patterns_on(problem, g), MAX_LISTED + 1))
+        kept = found[:0]
+        if len(found) <= MAX_LISTED:
+            prices = search.network.prices(priced.prices, g)
+            kept = [pattern for pattern in found if _most_earned(problem, g, pattern, prices) >= least]
+        if kept and (size > 1 or len(kept) <= MAX_OF_ONE):
+            patterns[g] = kept
+        elif size > 1:
+            return None
+    return patterns if sum(map(len, patterns.values())) <= most else None
+
+
+def _most_earned(problem: Problem, g: int, pattern: Pattern, prices: Prices) -> int:
+    """At least what any contents with these experts earn; embedding and head take no room here."""
+    need = max(
+        (kind.experts.workspace for kind, n in zip(problem.classes, pattern, strict=True) if n and kind.experts),
+        default=0,
+    )
+    room = problem.usable[g] - need
+    lists, guests = [], 0
+    for kind, n in zip(problem.classes, pattern, strict=True):
+        room -= n * kind.experts.bytes[g] if kind.experts is not None else 0
+    for c, (kind, n, size) in enumerate(zip(problem.classes, pattern, problem.class_sizes, strict=True)):
+        weight = kind.attention.bytes[g]
+        most = size if kind.attention.allowed[g] else 0
+        number = np.arange((min(most, max(0, room) // weight) if weight else most) + 1)
+        if problem.whole_layers and kind.experts is not None:
+            number = number[number == n]
+        sent = prices.sent[c] if kind.experts is not None else 0
+        value = (prices.attention[c] + sent) * number + prices.taken[c] * n
+        if prices.together(c) or problem.whole_layers:
+            value = value + (prices.local[c] - sent - prices.taken[c]) * np.minimum(number, n)
+        guests += prices.taken[c] * n
+        if not len(number):
+            return -(2**62)
+        lists.append(undominated(number * weight, value, (number,)))
+    used = int(merged(lists, max(0, room)).value.max(initial=-(2**62))) + prices.used + prices.visit
+    return max(used, guests) + max(0, prices.embedding) + max(0, prices.head)
+
+
+def solve_patterns(
+    problem: Problem, limits: Limits, patterns: Mapping[int, Sequence[Pattern]], *, floor: int = 0
+) -> PatternOutcome:
+    """The bound with cards of the groups in `patterns` loaded so, and the patterns it is reached with.
+
+    `infeasible` is a proof, and `bound` in ticks is valid, for every placement that loads those cards with one of the
+    patterns each; `floor` is a bound known before.
     """
     groups = groups_of(problem)
-    patterns: dict[int, list[Pattern]] = {}
-    for first, size in groups.items():
-        if size > 1:
-            found: list[Pattern] = []
-            for pattern in patterns_on(problem, first):
-                found.append(pattern)
-                if sum(map(len, patterns.values())) + len(found) > MAX_PATTERNS:
-                    return None
-            patterns[first] = found
-    if not patterns or problem.bottleneck:
-        return None
     cp = cp_model.CpModel()
     cells = []
     for first, size in groups.items():
-        if size == 1:
+        if first not in patterns:
+            assert size == 1, "devices with equals need patterns"
             cells.append(_single(problem, cp, first))
         cells += [_cell(problem, cp, first, size, pattern) for pattern in patterns.get(first, [])]
     for first, size in groups.items():
-        if size > 1:
+        if first in patterns:
             cp.add(sum(cell.cards for cell in cells if cell.device == first) == size)
     ticks = _ends_and_experts(problem, cp, cells, groups) + _route(problem, cp, cells, groups)
+    if floor > 0:
+        cp.add(ticks >= floor)
     cp.minimize(ticks)
     solver, status = search(cp, limits)
     if status in ("infeasible", "unknown"):
-        return PatternOutcome(status, bound_of(solver, status))
-    cards: dict[int, dict[Pattern, int]] = {}
-    for cell in cells:
-        if cell.pattern is not None and solver.value(cell.cards):
-            cards.setdefault(cell.device, {})[cell.pattern] = solver.value(cell.cards)
-    return PatternOutcome(status, bound_of(solver, status), cards)
+        return PatternOutcome(status, max(floor, bound_of(solver, status)))
+    loads = tuple(
+        Load(
+            cell.device,
+            solver.value(cell.cards),
+            cell.pattern,
+            tuple(solver.value(var) for var in cell.attention),
+            bool(solver.value(cell.embedding)),
+            bool(solver.value(cell.head)),
+        )
+        for cell in cells
+        if solver.value(cell.cards)
+    )
+    return PatternOutcome(status, max(floor, bound_of(solver, status)), loads)
 
 
 def _cell(problem: Problem, cp: cp_model.CpModel, device: int, size: int, pattern: Pattern) -> _Cell:

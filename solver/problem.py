@@ -5,6 +5,7 @@ The solver works on this alone. Layers that cost the same everywhere and may go 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -50,7 +51,8 @@ class LayerClass:
 @dataclass(frozen=True)
 class Problem:
     """`hop[d][e]` obeys the triangle inequality; `layer_class[i]` indexes `classes`; `tied_bytes` are held once where
-    embedding and head share a device; with `whole_layers` experts stay with their attention."""
+    embedding and head share a device; with `whole_layers` experts stay with their attention. Where there is a `rank`,
+    that of the attention's device never falls along the layers, and with `head_in_order` nor does the head's."""
 
     devices: tuple[str, ...]
     usable: tuple[int, ...]
@@ -63,6 +65,8 @@ class Problem:
     whole_layers: bool
     bottleneck: bool
     tick_s: float
+    rank: tuple[int, ...] | None = None
+    head_in_order: bool = False
 
     @cached_property
     def class_sizes(self) -> tuple[int, ...]:
@@ -72,6 +76,10 @@ class Problem:
     def twins(self) -> tuple[int, ...]:
         """For each device the first device that is interchangeable with it in every cost and permission."""
         return tuple(next(e for e in range(d + 1) if self._interchangeable(d, e)) for d in range(len(self.devices)))
+
+    def in_order(self, a: int, b: int) -> bool:
+        """Whether attention may go on from device a to b."""
+        return self.rank is None or self.rank[a] <= self.rank[b]
 
     def other_twin(self, d: int) -> int:
         """Another device interchangeable with d, or d itself where there is none."""
@@ -84,7 +92,7 @@ class Problem:
         others = [swap.get(i, i) for i in range(len(self.devices))]
         blocks = [self.embedding, self.head, *(c.attention for c in self.classes)]
         experts = [c.experts for c in self.classes if c.experts is not None]
-        vectors: list[Sequence[int]] = [self.usable]
+        vectors: list[Sequence[int]] = [self.usable, *([self.rank] if self.rank else [])]
         vectors += [v for b in blocks for v in (b.bytes, b.ticks, b.allowed)]
         vectors += [v for x in experts for v in (x.bytes, x.busy, x.allowed)]
         matrices = [self.hop, *(x.ticks for x in experts)]
@@ -149,6 +157,8 @@ def build_problem(costs: CostModel, *, objective: Objective, granularity: Granul
         whole_layers=granularity == "layer",
         bottleneck=objective == "throughput",
         tick_s=tick,
+        rank=allowed.rank,
+        head_in_order=allowed.head_in_order,
     )
 
 
@@ -187,13 +197,14 @@ def _tick_s(seconds: _Seconds, costs: CostModel) -> float:
 
     Coarser where the dearest plan would otherwise not fit CP-SAT's 64 bits, such as with a CPU of a few bytes/s.
     """
-    blocks = [seconds.block("embedding", 0), seconds.block("head", 0)]
+    blocks = [(1, seconds.block("embedding", 0)), (1, seconds.block("head", 0))]
     handovers = 0.0
-    for layer in range(len(costs.profile.layers)):
-        blocks.append(seconds.block("attention", layer))
+    for layer, n in Counter(costs.layer_class).items():
+        blocks.append((n, seconds.block("attention", layer)))
         if costs.layer(layer).experts is not None:
-            blocks.append(seconds.block("experts", layer))
-            handovers += max(map(max, seconds.experts(layer)))
-    cheapest = sum(map(min, blocks))
-    dearest = sum(map(max, blocks)) + handovers + len(blocks) * max(map(max, seconds.hops()))
+            blocks.append((n, seconds.block("experts", layer)))
+            handovers += n * max(map(max, seconds.experts(layer)))
+    cheapest = sum(n * min(block) for n, block in blocks)
+    dearest = sum(n * max(block) for n, block in blocks) + handovers
+    dearest += sum(n for n, _ in blocks) * max(map(max, seconds.hops()))
     return max(cheapest / TICKS, dearest * len(costs.device) ** 2 / MOST_TICKS, 1e-21)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
 from typing import Any, get_args
 
 from cost_models import CostModel
@@ -13,17 +11,13 @@ from profiles import Workload, load_hardware, load_placement, load_profile, load
 from profiles.errors import InfeasiblePlacement, MoeplanError
 from profiles.placement import Granularity, Objective, Placement
 from profiles.presets import model_config_preset
-from solver.assignment import Assignment, arrange
 from solver.baselines import hand_plans
-from solver.counts import solve_counts
 from solver.evaluate import Evaluation, judge
 from solver.explain import infeasible
-from solver.free_order import is_small, solve_free_order
-from solver.patterns import solve_patterns
+from solver.portfolio import Candidate, Portfolio, ProvedInfeasible
 from solver.problem import Problem, build_problem
-from solver.rules import Allowed, Pins, breaks, check_target
-from solver.search import Limits, Outcome
-from solver.slices import solve_slices
+from solver.rules import Allowed, Pins, breaks, check_target, coarser
+from solver.search import Limits
 
 
 def solve(
@@ -61,10 +55,14 @@ def solve(
         load_profile(profile), load_hardware(hardware), request, safety_margin=safety_margin, target=target
     )
     allowed = Allowed(costs, target, pins)
+    granularity = coarser(granularity, allowed.finest)
     problem = build_problem(costs, objective=objective, granularity=granularity, allowed=allowed)
     limits = Limits(time_limit, relative_gap=relative_gap, workers=workers or 1, seed=seed)
-    search = _Search(problem, costs, objective, limits, started + time_limit)
-    search.run(allowed)
+    search = Portfolio(problem, costs, objective, limits, started + time_limit)
+    try:
+        search.run(_hand_candidates(costs, allowed, problem))
+    except ProvedInfeasible:
+        raise infeasible(problem, costs) from None
     if search.best is None:
         raise InfeasiblePlacement(f"no plan found within {time_limit:g} s; raise time_limit", proven=False)
     plan = _described(search.best, objective)
@@ -125,104 +123,6 @@ def _format_to_read(plan: Placement) -> dict[str, Any]:
     return {"quant": plan.quant, "kv_quant": plan.kv_quant, "mla": plan.mla}
 
 
-@dataclass
-class _Candidate:
-    placement: Placement
-    evaluation: Evaluation
-
-    @property
-    def seconds(self) -> float:
-        return self.evaluation.objective_s
-
-
-class _Search:
-    """Counts for a bound, then ever dearer ways to a plan until one meets the bound or time is up."""
-
-    def __init__(
-        self, problem: Problem, costs: CostModel, objective: Objective, limits: Limits, deadline: float
-    ) -> None:
-        self.problem, self.costs, self.objective = problem, costs, objective
-        self.limits, self.deadline = limits, deadline
-        self.bound = 0
-        self.best: _Candidate | None = None
-        self.incumbent: Assignment | None = None
-
-    def run(self, allowed: Allowed) -> None:
-        """Fill `best` and `bound`. Raises InfeasiblePlacement when the counts prove that nothing fits."""
-        for placement in _hand_candidates(self.costs, allowed, self.problem):
-            self._offer(Assignment.of(placement, self.problem), placement)
-        patterns = solve_patterns(self.problem, self._limits(0.15))
-        if patterns is not None:
-            self._raise_bound(patterns.status, patterns.bound)
-            if patterns.cards and not self.closed:
-                self._counts(solve_counts(self.problem, self._limits(0.15), floor=self.bound, cards=patterns.cards))
-        if not self.closed:
-            # For the bottleneck the counts are the whole problem; otherwise the slices may need their time.
-            share = math.inf if self.problem.bottleneck else 0.25
-            counts = solve_counts(self.problem, self._limits(share), floor=self.bound)
-            self._raise_bound(counts.status, counts.bound)
-            self._counts(counts)
-        if not self.closed and not self.problem.bottleneck:
-            slices = solve_slices(self.problem, self._limits(), floor=self.bound, hint=self.incumbent)
-            self._offer(slices.assignment)
-        small = is_small(self.problem) and not self.problem.bottleneck
-        if not self.closed and self.incumbent is not None and small:
-            free = solve_free_order(self.problem, self._limits(), floor=self.bound, hint=self.incumbent)
-            self.bound = max(self.bound, free.bound)
-            self._offer(free.assignment)
-
-    def _raise_bound(self, status: str, bound: int) -> None:
-        if status == "infeasible":
-            raise infeasible(self.problem, self.costs)
-        self.bound = max(self.bound, bound)
-
-    def _counts(self, outcome: Outcome) -> None:
-        if outcome.counts is not None:
-            self._offer(arrange(outcome.counts, self.problem))
-
-    @property
-    def closed(self) -> bool:
-        """A plan meets the bound, or comes as near as the caller asked for."""
-        if self.incumbent is None:
-            return False
-        return self.incumbent.ticks(self.problem) * (1 - self.limits.relative_gap) <= self.bound
-
-    def proof(self) -> dict[str, Any]:
-        """status, objective, bound and gap as the plan document states them."""
-        assert self.best is not None
-        assert self.incumbent is not None
-        seconds = self.best.seconds
-        proved = self.incumbent.ticks(self.problem) <= self.bound
-        # Rounding may have raised the integer optimum over the true one by a few ticks a layer; give them back.
-        slack = 4 * len(self.problem.layer_class) + 4
-        bound_s = seconds if proved else max(0.0, min(seconds, (self.bound - slack) * self.problem.tick_s))
-        return {
-            "status": "optimal" if proved else "feasible",
-            "objective_s": seconds,
-            "bound_s": bound_s,
-            "gap": (seconds - bound_s) / seconds if seconds else 0.0,
-        }
-
-    def _limits(self, share: float = math.inf) -> Limits:
-        """The time left, and no more work than `share` of the whole time limit: how the time is divided between the
-        models must not depend on the machine's load, or the plan would."""
-        left = max(0.0, self.deadline - time.perf_counter())
-        return replace(self.limits, seconds=left, work=share * self.limits.seconds)
-
-    def _offer(self, assignment: Assignment | None, placement: Placement | None = None) -> None:
-        """Keep a plan if it fits and is the best yet: `best` in seconds as evaluated, `incumbent` in ticks."""
-        if assignment is None:
-            return
-        placement = placement or assignment.placement(self.problem)
-        evaluation = judge(placement, self.costs, self.objective)
-        if not evaluation.feasible:
-            return
-        if self.best is None or evaluation.objective_s < self.best.seconds:
-            self.best = _Candidate(placement, evaluation)
-        if self.incumbent is None or assignment.ticks(self.problem) < self.incumbent.ticks(self.problem):
-            self.incumbent = assignment
-
-
 def _hand_candidates(costs: CostModel, allowed: Allowed, problem: Problem) -> Iterator[Placement]:
     """Hand rules that obey the target, the pins and the granularity."""
     for placement in hand_plans(costs).values():
@@ -231,7 +131,7 @@ def _hand_candidates(costs: CostModel, allowed: Allowed, problem: Problem) -> It
             yield placement
 
 
-def _described(best: _Candidate, objective: Objective) -> Placement:
+def _described(best: Candidate, objective: Objective) -> Placement:
     """The plan with the evaluator's own numbers."""
     found = best.evaluation
     return best.placement.replace(objective=objective, memory=found.memory, prediction=found.prediction)

@@ -78,6 +78,8 @@ class Oracle:
 
     def usable(self, name: str) -> int:
         device = self.hardware.device(name)
+        if device.budget_bytes is not None:
+            return device.budget_bytes
         margin = device.safety_margin
         if margin is None:
             margin = CPU_SAFETY_MARGIN if device.kind == "cpu" else self.margin

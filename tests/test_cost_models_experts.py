@@ -11,10 +11,12 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hits import split_hits
 from oracle import Oracle
 
 from cost_models import CostModel, Step
-from cost_models.experts import MEANS_FROM_TOKENS, distinct_experts, split_hits
+from cost_models.experts import distinct_experts
+from cost_models.splits import MEANS_FROM_TOKENS, mean_of_slowest
 from profiles import Device, Experts, Hardware, Link, ModelProfile, Workload
 
 
@@ -239,3 +241,27 @@ def test_a_measured_time_scales_a_part_as_it_does_the_whole(name: str, tokens: i
     assert slow.split_experts_s(0, name, parts, Step(tokens, 0)) == pytest.approx(
         3 * plain.split_experts_s(0, name, parts, Step(tokens, 0)), rel=1e-9
     )
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(st.integers(1, 12), st.integers(1, 40), st.booleans(), st.data())
+def test_the_mean_of_the_slowest_is_that_over_all_hits(
+    count: int, tokens: int, known: bool, data: st.DataObject
+) -> None:
+    active = data.draw(st.integers(1, min(count, 4)))
+    f = data.draw(st.lists(st.floats(0.01, 1.0), min_size=count, max_size=count)) if known else None
+    some = experts(count, active, frequencies=f)
+    owner = data.draw(st.lists(st.integers(0, 3), min_size=count, max_size=count))
+    parts = [part for k in range(3) if (part := [i for i in range(count) if owner[i] == k])]
+    fixed = [data.draw(st.floats(0.0, 5.0)) for _ in parts]
+    rate = [data.draw(st.floats(0.0, 2.0)) for _ in parts]
+
+    def seconds(k: int) -> Any:
+        return lambda hits: fixed[k] + rate[k] * hits
+
+    found = mean_of_slowest(some, parts, [seconds(k) for k in range(len(parts))], tokens)
+    expected = math.fsum(
+        p * max((seconds(k)(h) for k, h in enumerate(hits) if h > 0), default=0.0)
+        for p, hits in split_hits(some, parts, tokens)
+    )
+    assert found == pytest.approx(expected, rel=1e-9, abs=1e-12)

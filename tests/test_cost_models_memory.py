@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import random
 from fractions import Fraction
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from oracle import Oracle
+from strategies import random_instance, random_placement
 
 from cost_models import CostModel
-from cost_models.memory import kv_bytes, usable_bytes, workspace_bytes
+from cost_models.memory import context_beyond_margin, kv_bytes, usable_bytes, workspace_bytes
 from profiles import (
     Attention,
     Block,
     Device,
     Experts,
     Hardware,
+    HardwareError,
+    InfeasiblePlacement,
     Link,
     ModelProfile,
     Placement,
@@ -24,6 +29,7 @@ from profiles import (
     Workspace,
     load_hardware,
 )
+from solver import solve
 from solver.evaluate import judge
 
 
@@ -79,6 +85,128 @@ def test_whose_margin_holds() -> None:
     assert usable_bytes(device(memory_bytes=1000, safety_margin=0.0), 0.2) == 1000
     assert usable_bytes(device(memory_bytes=1000, reserved_bytes=50), 0.2) == 750
     assert usable_bytes(device(memory_bytes=1000, reserved_bytes=900), 0.2) == 0
+
+
+# ---- absolute budgets ----
+
+
+def test_a_budget_is_what_may_be_used_whatever_else_is_set() -> None:
+    budget = device(memory_bytes=1000, budget_bytes=400, reserved_bytes=700, safety_margin=0.5)
+    assert usable_bytes(budget, 0.2) == 400
+    assert usable_bytes(device("cpu", 1000, budget_bytes=1000), 0.2) == 1000
+    assert usable_bytes(device(budget_bytes=0), 0.0) == 0
+
+
+@pytest.mark.parametrize(
+    ("budget", "context", "margin", "beyond"),
+    [(900, 100, 0.5, 100), (900, None, 0.0, 0), (None, 100, 0.5, 0), (None, 100, 0.04, 60)],
+)
+def test_under_a_budget_the_whole_context_counts(
+    budget: int | None, context: int | None, margin: float, beyond: int
+) -> None:
+    gpu = device(memory_bytes=1000, budget_bytes=budget, context_bytes=context)
+    assert context_beyond_margin(gpu, margin) == beyond
+
+
+def test_a_budget_has_units_and_a_canonical_form() -> None:
+    written = {
+        "name": "a box",
+        "devices": [
+            {"use": "L40", "repeat": 2, "budget_bytes": "20 GB"},
+            {"use": "EPYC-9654", "memory_bytes": "64 GiB"},
+        ],
+    }
+    machine = load_hardware(written)
+    assert [d.budget_bytes for d in machine.devices] == [20 * 10**9, 20 * 10**9, None]
+    canonical = machine.to_dict()
+    assert [d.get("budget_bytes") for d in canonical["devices"]] == [20 * 10**9, 20 * 10**9, None]
+    assert Hardware.from_dict(canonical) == load_hardware(canonical) == machine
+
+
+@pytest.mark.parametrize(
+    ("budget", "said"),
+    [
+        ("20 TB", "hardware: devices[0].budget_bytes 20000000000000 is more than memory_bytes 46000000000; lower it"),
+        (46 * 10**9 + 1, "budget_bytes 46000000001 is more than memory_bytes 46000000000; lower it"),
+        (-1, "devices[0].budget_bytes: must not be negative"),
+        ("20 Gb", "devices[0].budget_bytes: '20 Gb' is not a quantity"),
+        ([1], "devices[0].budget_bytes: expected a number"),
+    ],
+    ids=str,
+)
+def test_bad_budgets_are_one_line(budget: Any, said: str) -> None:
+    items = [
+        {"use": "L40", "memory_bytes": "46 GB", "budget_bytes": budget},
+        {"use": "EPYC-9654", "memory_bytes": 10**11},
+    ]
+    with pytest.raises(HardwareError) as refused:
+        load_hardware({"name": "a box", "devices": items})
+    assert said in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_less_memory_than_the_budget_is_refused() -> None:
+    with pytest.raises(HardwareError, match="budget_bytes 20 is more than memory_bytes 10; lower it"):
+        device(memory_bytes=30, budget_bytes=20).replace(memory_bytes=10)
+
+
+def test_a_phrase_gives_every_gpu_the_same_budget() -> None:
+    machine = load_hardware("2xL40-46GB+1xRTX4090,budget=20GB,ram=64GB")
+    assert [d.budget_bytes for d in machine.devices] == [20 * 10**9] * 3 + [None]
+    assert any("budget: 20.00 GB of each GPU" in note for note in machine.notes)
+    assert load_hardware(machine.name) == machine
+
+
+@pytest.mark.parametrize(
+    ("phrase", "said"),
+    [
+        (
+            "2xL40-46GB+1xRTX4090,budget=30GB",
+            "budget of 30000000000 bytes is too much, RTX4090 has 25757220864; lower it",
+        ),
+        ("cpu=EPYC-9654,budget=30GB", "budget is for GPUs and there are none; leave it out"),
+        ("8xL40,budget=20", "budget '20' is not a size; write e.g. 512GB"),
+        ("8xL40,budget=0GB", "budget '0GB' is not between 1 byte and 1000 TB"),
+        ("8xL40,budget=", "key 'budget' has no value"),
+    ],
+)
+def test_bad_budgets_in_phrases_are_one_line(phrase: str, said: str) -> None:
+    with pytest.raises(HardwareError) as refused:
+        load_hardware(phrase)
+    assert said in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_plans_stay_within_budgets() -> None:
+    """Against the oracle, on random models: some devices get a budget between nothing and all that they have."""
+    fits, verdicts = 0, set()
+    for seed in range(60):
+        rng = random.Random(seed)
+        instance = random_instance(rng, layers=(2, 4), gpus=(1, 2))
+        devices = tuple(
+            d.replace(budget_bytes=round(d.memory_bytes * rng.random())) if rng.random() < 0.7 else d
+            for d in instance.hardware.devices
+        )
+        hardware = instance.hardware.replace(devices=devices)
+        costs = CostModel(instance.profile, hardware, instance.workload)
+        oracle = Oracle(instance.profile, hardware, instance.workload)
+        for d in devices:
+            assert costs.usable_bytes(d.name) == oracle.usable(d.name)
+        for _ in range(10):
+            placement = random_placement(rng, instance)
+            verdicts.add(judge(placement, costs).feasible)
+            assert judge(placement, costs).feasible == oracle.fits(placement)
+        try:
+            plan = solve(instance.profile, hardware, instance.workload, relative_gap=0.5)
+        except InfeasiblePlacement:
+            continue
+        fits += 1
+        assert oracle.fits(plan)
+    assert verdicts == {True, False}
+    assert 10 < fits < 60
+
+
+# ---- cache, workspace, weights ----
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What people do by hand: the rules a plan is compared with and never worse than."""
+"""What people do with nothing but a count of layers and an out-of-memory error."""
 
 from __future__ import annotations
 
@@ -43,12 +43,13 @@ def spill_experts(plan: Placement, costs: CostModel) -> Placement:
     return plan.replace(layers=tuple(layers))
 
 
-def hand_plans(costs: CostModel) -> dict[str, Placement]:
-    """The rules by name."""
+def spilled_layers(costs: CostModel) -> Placement:
+    """Layers split evenly, then the cure by hand."""
+    return spill_experts(even_layers(costs), costs)
+
+
+def experts_on_cpu(costs: CostModel) -> Placement:
+    """Layers split evenly, all their experts on the CPU."""
     even = even_layers(costs)
-    on_cpu = [LayerPlacement(attention=p.attention, experts={"cpu": "all"} if p.experts else {}) for p in even.layers]
-    return {
-        "layers split evenly": even,
-        "split evenly, experts spilled": spill_experts(even, costs),
-        "all experts on the CPU": even.replace(layers=tuple(on_cpu)),
-    }
+    layers = [LayerPlacement(attention=p.attention, experts={"cpu": "all"} if p.experts else {}) for p in even.layers]
+    return even.replace(layers=tuple(layers))

@@ -1,0 +1,226 @@
+"""A bound from what whole cards can hold: column generation, and branching on what lies between the cards.
+
+Every placement loads each card with some contents, and the contents of all cards together make up the model. The linear
+program that mixes contents card by card is therefore a lower bound over all placements, and a good one, since no card
+in it holds half a layer more than fits. Contents are generated where prices ask for them (Gilmore and Gomory 1961).
+At any prices the Lagrangian bound is valid; it is computed in whole ticks, so no rounding of the LP can spoil it.
+
+The numbers between cards (cards used, experts on the CPU, hops, …) are whole in every placement. Where they are not in
+the linear program, it is solved again for fewer and for more of them, and the worse of the two bounds holds for all.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from itertools import count
+
+from ortools.linear_solver import pywraplp
+
+from solver.contents import Contents, Knapsack
+from solver.interleaved import InterleavedKnapsack
+from solver.network import UNLIMITED, Between, Network, Row
+from solver.problem import Problem
+from solver.windows import Windows
+
+WHOLE = 1e-5
+"""A number this near to a whole one counts as whole."""
+BRANCH_FIRST = ("visits", "away", "guests", "moved", "start", "end", "hop")
+"""Numbers that decide most come first; sums before their parts."""
+
+Range = tuple[int, int]
+Ranges = Mapping[Row, Range]
+
+
+@dataclass(frozen=True)
+class Priced:
+    """Prices by row, the most that one card of each group earns at them, and the bound that this proves."""
+
+    prices: Mapping[Row, int]
+    earned: Mapping[int, int]
+    bound: int
+
+
+@dataclass(frozen=True)
+class _Node:
+    """A part of all placements: those whose numbers between cards lie in `ranges`. `values` solve its linear program."""
+
+    bound: int
+    ranges: Ranges
+    values: Mapping[Row, float]
+
+    @property
+    def branch(self) -> Row | None:
+        """The number to branch on, None if all are whole."""
+        broken = [
+            (BRANCH_FIRST.index(str(name[0])), len(name), name)
+            for name, value in self.values.items()
+            if _is_broken(value)
+        ]
+        return min(broken, key=lambda item: item[:2])[2] if broken else None
+
+    def parts(self, name: Row, most: int) -> tuple[Ranges, Ranges]:
+        low, high = self.ranges.get(name, (0, most))
+        floor = math.floor(self.values[name])
+        return {**self.ranges, name: (low, floor)}, {**self.ranges, name: (floor + 1, high)}
+
+
+def _is_broken(value: float) -> bool:
+    return abs(value - round(value)) > WHOLE
+
+
+class ColumnSearch:
+    """Branch and price; `bound` rises while it runs."""
+
+    def __init__(self, problem: Problem) -> None:
+        self.problem = problem
+        self.network = Network(problem)
+        self.rounds = 0
+        windows = Windows(problem)
+        self._knapsacks = {
+            g: InterleavedKnapsack(problem, g, windows)
+            if InterleavedKnapsack.suits(problem, g, windows)
+            else Knapsack(problem, g)
+            for g in self.network.groups
+        }
+        self._master = _Master(self.network)
+        self._root: _Node | None = None
+        self._heap: list[tuple[int, int, _Node]] = []
+        self._order = count()
+        self._at: Ranges = {}
+        self.first = self._last = Priced({}, {}, 0)
+
+    def start(self, known: Iterable[tuple[int, Contents]], enough: int, deadline: float) -> int:
+        """The bound of the first linear program, begun with `known` contents; stops early at `enough` ticks."""
+        for g, contents in known:
+            self._master.add(g, contents)
+        self._put(self._solve({}, 0, enough, deadline))
+        self.first = self._last
+        return self.bound
+
+    @property
+    def bound(self) -> int:
+        return self._heap[0][0] if self._heap else 0
+
+    @property
+    def contents(self) -> Mapping[int, list[Contents]]:
+        return self._master.contents
+
+    def improve(self, enough: int, rounds: int, deadline: float) -> int:
+        """Branch until the bound is `enough`, or `rounds` more linear programs or the time are over."""
+        most = {item.name: item.most for item in self.network.between}
+        last = self.rounds + rounds
+        while self._heap and self.bound < enough and self.rounds < last and time.perf_counter() < deadline:
+            node = self._heap[0][2]
+            name = node.branch
+            if name is None:
+                break
+            parts = [self._solve(ranges, node.bound, enough, deadline) for ranges in node.parts(name, most[name])]
+            heapq.heappop(self._heap)
+            for part in parts:
+                self._put(part)
+        return self.bound
+
+    def _put(self, node: _Node) -> None:
+        heapq.heappush(self._heap, (node.bound, next(self._order), node))
+
+    def _solve(self, ranges: Ranges, bound: int, enough: int, deadline: float) -> _Node:
+        """Generate columns until no contents would improve the linear program over `ranges`."""
+        master = self._master
+        master.restrict(ranges)
+        values: Mapping[Row, float] = {}
+        while time.perf_counter() < deadline:
+            solved = master.solve()
+            self.rounds += 1
+            if solved is None:
+                break
+            values, duals, at = solved
+            best = {g: knapsack.best(self.network.prices(duals, g)) for g, knapsack in self._knapsacks.items()}
+            earned = {g: value for g, (value, _) in best.items()}
+            here = _lagrangian(self.network, duals, earned, ranges)
+            if here >= self._last.bound or ranges != self._at:
+                self._last, self._at = Priced(duals, earned, here), ranges
+            bound = max(bound, here)
+            if bound >= enough or at - bound < 1e-6 * at:
+                break
+            fresh = [
+                master.add(g, contents)
+                for g, (_, contents) in best.items()
+                if contents.bytes(self.problem, g) <= self.problem.usable[g]
+            ]
+            if not any(fresh):
+                break
+        return _Node(bound, ranges, values)
+
+
+class _Master:
+    """The linear program: contents and what is between them, at least ticks."""
+
+    def __init__(self, network: Network) -> None:
+        self.network = network
+        # GLOP's tolerances are absolute: costs should be near one.
+        self.scale = network.highest_price / 1000
+        self.lp = pywraplp.Solver.CreateSolver("GLOP")
+        self.lp.Objective().SetMinimization()
+        infinity = self.lp.infinity()
+        self.rows = {
+            row: self.lp.Constraint(least, infinity if most == UNLIMITED else most)
+            for row, (least, most) in network.limits.items()
+        }
+        self.cards = {g: self.lp.Constraint(0, size) for g, size in network.groups.items()}
+        self.contents: dict[int, list[Contents]] = {g: [] for g in network.groups}
+        self.between = {item.name: self._variable(item.ticks, item.rows) for item in network.between}
+        self._restricted: set[Row] = set()
+        # Rows may be missed at a price, so that there always is a solution; it bounds the duals, and no bound counts it.
+        for row, (_, most) in network.limits.items():
+            for sign in (1,) if most == UNLIMITED else (1, -1):
+                self._variable(network.highest_price, {row: sign})
+
+    def _variable(self, ticks: int, rows: Mapping[Row, int]) -> pywraplp.Variable:
+        variable = self.lp.NumVar(0, self.lp.infinity(), "")
+        self.lp.Objective().SetCoefficient(variable, ticks / self.scale)
+        for row, n in rows.items():
+            if n:
+                self.rows[row].SetCoefficient(variable, n)
+        return variable
+
+    def add(self, g: int, contents: Contents) -> bool:
+        """Let cards of group g hold these contents; False if they could already."""
+        if contents in self.contents[g]:
+            return False
+        variable = self._variable(contents.ticks(self.network.problem, g), self.network.rows_of(contents, g))
+        self.cards[g].SetCoefficient(variable, 1)
+        self.contents[g].append(contents)
+        return True
+
+    def restrict(self, ranges: Ranges) -> None:
+        """Keep numbers between cards in `ranges`, and only those."""
+        for name in self._restricted.difference(ranges):
+            self.between[name].SetBounds(0, self.lp.infinity())
+        for name, (low, high) in ranges.items():
+            self.between[name].SetBounds(low, high)
+        self._restricted = set(ranges)
+
+    def solve(self) -> tuple[dict[Row, float], dict[Row, int], float] | None:
+        """Values between cards, prices in whole ticks and of the right sign, and the objective; None if GLOP fails."""
+        if self.lp.Solve() != pywraplp.Solver.OPTIMAL:
+            return None
+        highest, duals = self.network.highest_price, {}
+        for row, (_, most) in self.network.limits.items():
+            dual = round(self.rows[row].dual_value() * self.scale)
+            duals[row] = min(highest, max(0 if most == UNLIMITED else -highest, dual))
+        values = {name: variable.solution_value() for name, variable in self.between.items()}
+        return values, duals, self.lp.Objective().Value() * self.scale
+
+
+def _lagrangian(network: Network, duals: Mapping[Row, int], earned: Mapping[int, int], ranges: Ranges) -> int:
+    """The bound at prices `duals`: rows at their prices, and everything else as often as is cheapest."""
+    bound = sum(least * duals[row] for row, (least, _) in network.limits.items())
+    for item in network.between:
+        low, high = ranges.get(item.name, (0, item.most))
+        reduced = item.ticks - sum(n * duals[row] for row, n in item.rows.items())
+        bound += reduced * (low if reduced > 0 else high)
+    return bound - sum(max(0, earned[g]) * size for g, size in network.groups.items())

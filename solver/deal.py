@@ -1,0 +1,197 @@
+"""A quick judge of walks: experts dealt out card by card, near enough to the best for comparing one walk with another.
+
+Every card holds the experts that save most against the CPU, with its own attention first or guests invited too,
+whichever deal turns out cheaper; what is left over goes to cards with room, and the last of it to the CPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from solver.problem import ExpertsCosts, Problem
+from solver.walk import Walk
+
+WINDOW = 40
+"""How far below the most that fit the numbers of the last class but one are tried, and a sixth of it for those before."""
+
+
+@dataclass(frozen=True)
+class _Hand:
+    """What one card holds: ticks of its blocks with local experts, bytes left, bytes short, and by class experts that
+    have to go elsewhere and guests that are invited into the bytes left."""
+
+    ticks: int
+    room: int
+    short: int
+    left: tuple[int, ...]
+    invited: tuple[int, ...]
+
+
+class Deal:
+    """Ticks of walks over one problem, with what it has seen remembered."""
+
+    def __init__(self, problem: Problem) -> None:
+        self.problem = problem
+        self.cpu = problem.devices.index("cpu")
+        self.experts: dict[int, ExpertsCosts] = {
+            c: kind.experts for c, kind in enumerate(problem.classes) if kind.experts is not None
+        }
+        n_layers, devices = len(problem.layer_class), range(len(problem.devices))
+        self._n_layers = n_layers
+        self._prefix = [
+            [sum(k == c for k in problem.layer_class[:i]) for i in range(n_layers + 1)]
+            for c in range(len(problem.classes))
+        ]
+        self._savings = {c: [self._saving(x, d) for d in devices] for c, x in self.experts.items()}
+        self._hands: dict[tuple[int, tuple[int, ...], int, bool], _Hand] = {}
+        self._guest_room = [self._room_of_guests(d) for d in devices]
+        # A byte that fits nowhere costs more than any byte can save.
+        dearest = max(max(kind.attention.ticks) for kind in problem.classes)
+        dearest += max((max(map(max, x.ticks)) for x in self.experts.values()), default=0)
+        self._short = 1 + dearest * 1000 // max(1, min(max(problem.usable), 10**9))
+
+    def of(self, walk: Walk) -> int:
+        """Ticks of a walk, hops included."""
+        begins = [i for i, d in enumerate(walk.attention) if i == 0 or d != walk.attention[i - 1]]
+        cards = [walk.attention[i] for i in begins]
+        hops = sum(self.problem.hop[a][b] for a, b in pairwise((walk.embedding, *cards, walk.head)))
+        return hops + self.ticks(cards, begins, walk.embedding, walk.head)
+
+    def ticks(self, cards: Sequence[int], starts: Sequence[int], embedding: int, head: int) -> int:
+        """Blocks and hand-overs, without hops: stretches from `starts` on `cards`. What does not fit costs dearly."""
+        counts: dict[int, list[int]] = {}
+        for d, i, j in zip(cards, starts, (*starts[1:], self._n_layers), strict=True):
+            here = counts.setdefault(d, [0] * len(self._prefix))
+            for c, prefix in enumerate(self._prefix):
+                here[c] += prefix[j] - prefix[i]
+        counts.setdefault(embedding, [0] * len(self._prefix))
+        counts.setdefault(head, [0] * len(self._prefix))
+        held = {d: (tuple(here), (embedding == d) + 2 * (head == d)) for d, here in counts.items()}
+        local = self._dealt(held, False)
+        return local if self.problem.whole_layers or not self.experts else min(local, self._dealt(held, True))
+
+    def _dealt(self, held: dict[int, tuple[tuple[int, ...], int]], inviting: bool) -> int:
+        total = short = 0
+        rooms: dict[int, int] = {}
+        invited: dict[tuple[int, int], int] = {}
+        left: list[tuple[int, int, int]] = []
+        for d, (counts, ends) in held.items():
+            hand = self._hand(d, counts, ends, inviting)
+            total, short, rooms[d] = total + hand.ticks, short + hand.short, hand.room
+            for k, c in enumerate(self.experts):
+                if hand.left[k]:
+                    left.append((c, d, hand.left[k]))
+                if hand.invited[k]:
+                    invited[d, c] = hand.invited[k]
+        if left:
+            guests, missing = self._seat(left, rooms, invited)
+            total, short = total + guests, short + missing
+        return total + short * self._short
+
+    def _hand(self, d: int, counts: tuple[int, ...], ends: int, inviting: bool) -> _Hand:
+        key = (d, counts, ends, inviting)
+        if key not in self._hands:
+            self._hands[key] = self._compute(d, counts, ends, inviting)
+        return self._hands[key]
+
+    def _compute(self, d: int, counts: tuple[int, ...], ends: int, inviting: bool) -> _Hand:
+        problem = self.problem
+        room, workspace, ticks, barred = problem.usable[d], 0, 0, 0
+        for bit, block in ((1, problem.embedding), (2, problem.head)):
+            if ends & bit:
+                room -= block.bytes[d]
+                ticks += block.ticks[d]
+                workspace = max(workspace, block.workspace)
+                barred += not block.allowed[d]
+        room += problem.tied_bytes * (ends == 3)
+        for kind, n in zip(problem.classes, counts, strict=True):
+            room -= n * kind.attention.bytes[d]
+            ticks += n * kind.attention.ticks[d]
+            barred += n * (not kind.attention.allowed[d])
+            workspace = max(workspace, kind.attention.workspace * (n > 0))
+        workspace = max(workspace, *(x.workspace for x in self.experts.values() if x.allowed[d]), 0, 0)
+        room -= workspace
+        held = self._packed(d, max(0, room), counts, inviting)
+        left, invited = [], []
+        for (c, x), n in zip(self.experts.items(), held, strict=True):
+            local = min(n, counts[c])
+            ticks += local * x.ticks[d][d]
+            room -= local * x.bytes[d]
+            barred += local * (not x.allowed[d])
+            left.append(counts[c] - local)
+            invited.append(n - local)
+        return _Hand(ticks, max(0, room), max(0, -room) + barred * 10**12, tuple(left), tuple(invited))
+
+    def _packed(self, d: int, room: int, counts: Sequence[int], inviting: bool) -> tuple[int, ...]:
+        """Experts of each class on a card with `counts` attentions, those that save most."""
+        if self.problem.whole_layers:
+            return tuple(counts[c] for c in self.experts)
+        return max(self._packings(d, room, counts, inviting, 0, 0, ()), default=(0, ()))[1]
+
+    def _packings(
+        self, d: int, room: int, counts: Sequence[int], inviting: bool, k: int, saved: int, chosen: tuple[int, ...]
+    ) -> Iterator[tuple[int, tuple[int, ...]]]:
+        to_come = len(self.experts) - k
+        if to_come == 0:
+            yield saved, chosen
+            return
+        c = list(self.experts)[k]
+        local, guest, n_bytes = self._savings[c][d]
+        limit = self.problem.class_sizes[c] if inviting else counts[c]
+        most = 0 if n_bytes < 0 else min(limit, room // max(1, n_bytes))
+        least = most if to_come == 1 else max(0, most - (WINDOW if to_come == 2 else WINDOW // 6))
+        for n in range(least, most + 1):
+            here = min(n, counts[c])
+            value = here * local + (n - here) * guest
+            yield from self._packings(d, room - n * n_bytes, counts, inviting, k + 1, saved + value, (*chosen, n))
+
+    def _saving(self, x: ExpertsCosts, d: int) -> tuple[int, int, int]:
+        """What experts on d save against the CPU, local or as guests, and their bytes; -1 where they may not be."""
+        if not x.allowed[d] or d == self.cpu:
+            return 0, 0, -1 if not x.allowed[d] else x.bytes[d]
+        other = self.problem.other_twin(d)
+        if other == d:
+            other = next((e for e in range(len(self.problem.devices)) if e not in (d, self.cpu)), d)
+        local = x.ticks[d][self.cpu] - x.ticks[d][d]
+        guest = x.ticks[other][self.cpu] - x.ticks[other][d] if other != d else 0
+        return max(0, local), max(0, guest), x.bytes[d]
+
+    def _room_of_guests(self, d: int) -> int:
+        return self.problem.usable[d] - max((x.workspace for x in self.experts.values() if x.allowed[d]), default=0)
+
+    def _seat(
+        self, left: list[tuple[int, int, int]], rooms: dict[int, int], invited: dict[tuple[int, int], int]
+    ) -> tuple[int, int]:
+        """Ticks of experts away from their attention (class, device of that, number), and bytes that found no room."""
+        total, short, still = 0, 0, []
+        for d in range(len(self.problem.devices)):
+            rooms.setdefault(d, self._guest_room[d])
+        for c, a, n in left:
+            x = self.experts[c]
+            for (d, k), seats in invited.items():
+                seated = min(n, seats) if k == c and d != a and x.ticks[a][d] < x.ticks[a][self.cpu] else 0
+                if seated:
+                    invited[d, k] -= seated
+                    rooms[d] -= seated * x.bytes[d]
+                    total += seated * x.ticks[a][d]
+                    n -= seated
+            if n:
+                still.append((max(x.bytes), c, a, n))
+        for _, c, a, n in sorted(still, reverse=True):
+            ticks, missing = self._to_rooms(self.experts[c], a, n, rooms)
+            total, short = total + ticks, short + missing
+        return total, short
+
+    def _to_rooms(self, x: ExpertsCosts, a: int, n: int, rooms: dict[int, int]) -> tuple[int, int]:
+        """n blocks of experts from a to wherever they fit, cheapest first and tightest room first."""
+        total = 0
+        for d in sorted(rooms, key=lambda d: (x.ticks[a][d], rooms[d])):
+            fits = min(n, max(0, rooms[d]) // max(1, x.bytes[d])) if d != a and x.allowed[d] else 0
+            rooms[d] -= fits * x.bytes[d]
+            total += fits * x.ticks[a][d]
+            n -= fits
+            if not n:
+                break
+        return total + n * max(x.ticks[a]), n * max(x.bytes)

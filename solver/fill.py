@@ -1,0 +1,69 @@
+"""Experts for given attention: where each layer's experts go once it is known which card its attention is on."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from ortools.sat.python import cp_model
+
+from solver.assignment import Assignment, Counts, experts_for
+from solver.load import Held, load_on
+from solver.problem import Problem
+from solver.search import Limits, search, total
+from solver.walk import Walk
+
+
+def fill(problem: Problem, walk: Walk, limits: Limits, *, floor: int = 0) -> Assignment | None:
+    """The best experts for the attention, embedding and head of `walk`; None where they do not fit or none was found.
+
+    `floor` in ticks: no plan is better, so the search stops there.
+    """
+    if problem.whole_layers:
+        experts = [
+            a if problem.classes[c].experts else None for c, a in zip(problem.layer_class, walk.attention, strict=True)
+        ]
+        return Assignment(walk.embedding, walk.head, walk.attention, tuple(experts))
+    cp = cp_model.CpModel()
+    devices = range(len(problem.devices))
+    layers = Counter(zip(problem.layer_class, walk.attention, strict=True))
+    moved: dict[tuple[int, int, int], cp_model.IntVar] = {}
+    ticks = total([])
+    for (c, a), n in layers.items():
+        experts = problem.classes[c].experts
+        if experts is None:
+            continue
+        for d in devices:
+            if experts.allowed[d]:
+                moved[c, a, d] = cp.new_int_var(0, n, "")
+                ticks += experts.ticks[a][d] * moved[c, a, d]
+        cp.add(sum(moved[c, a, d] for d in devices if (c, a, d) in moved) == n)
+    for d in devices:
+        cp.add(_load(problem, cp, walk, layers, moved, d) <= problem.usable[d])
+    fixed = Assignment(walk.embedding, walk.head, walk.attention, (None,) * len(walk.attention)).ticks(problem)
+    if floor > fixed:
+        cp.add(ticks >= floor - fixed)
+    cp.minimize(ticks)
+    solver, status = search(cp, limits)
+    if status in ("infeasible", "unknown"):
+        return None
+    counts = Counts(walk.embedding, walk.head, {}, {key: solver.value(var) for key, var in moved.items()}, ())
+    return Assignment(walk.embedding, walk.head, walk.attention, experts_for(walk.attention, counts, problem))
+
+
+def _load(
+    problem: Problem,
+    cp: cp_model.CpModel,
+    walk: Walk,
+    layers: Counter[tuple[int, int]],
+    moved: dict[tuple[int, int, int], cp_model.IntVar],
+    d: int,
+) -> cp_model.LinearExpr:
+    held = []
+    for c, (kind, n) in enumerate(zip(problem.classes, problem.class_sizes, strict=True)):
+        attention = kind.attention
+        here = cp.new_constant(layers[c, d])
+        held.append(Held(attention.bytes[d], attention.workspace, here, n))
+        if kind.experts is not None:
+            number = total((1, var) for (k, _, e), var in moved.items() if (k, e) == (c, d))
+            held.append(Held(kind.experts.bytes[d], kind.experts.workspace, number, n))
+    return load_on(problem, cp, d, cp.new_constant(walk.embedding == d), cp.new_constant(walk.head == d), held)

@@ -1,0 +1,206 @@
+"""From cheap to dear: bounds that hold for every placement, and plans, until one meets the other or time is up."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any
+
+from cost_models import CostModel
+from profiles.placement import Objective, Placement
+from solver.assignment import Assignment, arrange
+from solver.columns import ColumnSearch
+from solver.contents import contents_of
+from solver.counts import solve_counts
+from solver.deal import Deal
+from solver.evaluate import Evaluation, judge
+from solver.fill import fill
+from solver.free_order import is_small, solve_free_order
+from solver.paths import away_prices, walks
+from solver.patterns import MAX_PATTERNS, solve_patterns, worthwhile
+from solver.polish import polish
+from solver.problem import Problem
+from solver.search import Limits, Outcome
+from solver.slices import solve_slices
+from solver.spread import spread
+from solver.walk import Walk
+
+STEPS = 1000
+"""Steps of polishing a walk; more hardly ever find more."""
+FEW_PATTERNS = 40
+"""So many patterns are solved in no time, so they come before anything that is slow."""
+ROUNDS_PER_SECOND = 60
+"""Linear programs of the branching for each second of the time limit, a fifth of what a slow machine does."""
+
+
+class ProvedInfeasible(Exception):
+    """No placement fits."""
+
+
+@dataclass
+class Candidate:
+    placement: Placement
+    evaluation: Evaluation
+
+    @property
+    def seconds(self) -> float:
+        return self.evaluation.objective_s
+
+
+class Portfolio:
+    """`best` as evaluated, `incumbent` in ticks, and `bound` in ticks over all placements that are allowed."""
+
+    def __init__(
+        self, problem: Problem, costs: CostModel, objective: Objective, limits: Limits, deadline: float
+    ) -> None:
+        self.problem, self.costs, self.objective = problem, costs, objective
+        self.limits, self.deadline = limits, deadline
+        self.bound = 0
+        self.best: Candidate | None = None
+        self.incumbent: Assignment | None = None
+
+    def run(self, rules: Iterable[Placement]) -> None:
+        """Fill `best` and `bound`, beginning with the plans of `rules`. Raises ProvedInfeasible."""
+        for placement in rules:
+            self._offer(Assignment.of(placement, self.problem), placement)
+        if not self.problem.bottleneck:
+            self._by_columns()
+        if not self.closed:
+            # For the bottleneck the counts are the whole problem; otherwise the slices may need their time.
+            share = math.inf if self.problem.bottleneck else 0.25
+            counts = solve_counts(self.problem, self._limits(share), floor=self.bound)
+            self._raise_bound(counts.status, counts.bound)
+            self._arranged(counts)
+        if not self.closed and not self.problem.bottleneck:
+            slices = solve_slices(self.problem, self._limits(0.25), floor=self.bound, hint=self.incumbent)
+            self._offer(slices.assignment)
+        small = is_small(self.problem) and not self.problem.bottleneck
+        if not self.closed and self.incumbent is not None and small:
+            free = solve_free_order(self.problem, self._limits(), floor=self.bound, hint=self.incumbent)
+            self.bound = max(self.bound, free.bound)
+            self._offer(free.assignment)
+
+    def _by_columns(self) -> None:
+        """The columns' bound and walks at their prices, then branching, and whole patterns once they are few."""
+        columns, deal = ColumnSearch(self.problem), Deal(self.problem)
+        known = contents_of(self.problem, self.incumbent) if self.incumbent is not None else []
+        self.bound = max(self.bound, columns.start(known, self._enough, self.deadline))
+        if self.closed or not columns.first.prices:
+            return
+        starts = self._walks(columns, deal)
+        for walk in starts[:1]:
+            self._filled(walk)
+        self._by_patterns(columns, deal, FEW_PATTERNS)
+        self._polished(starts, deal)
+        if not self.closed:
+            rounds = math.ceil(ROUNDS_PER_SECOND * min(self.limits.seconds, 10))
+            self.bound = max(self.bound, columns.improve(self._enough, rounds, self.deadline))
+        self._by_patterns(columns, deal, MAX_PATTERNS)
+
+    def _by_patterns(self, columns: ColumnSearch, deal: Deal, most: int) -> None:
+        """Patterns that a better plan may use, if they are at most so many, and the plans of their best numbers."""
+        patterns = None if self.closed else worthwhile(self.problem, columns, self._enough, most)
+        if not patterns:
+            return
+        found = solve_patterns(self.problem, self._limits(0.1), patterns, floor=self.bound)
+        if found.status == "infeasible" and self.incumbent is None:
+            raise ProvedInfeasible
+        # Nothing below `enough` was left out of the patterns, but what is above it was.
+        self.bound = self._enough if found.status == "infeasible" else max(self.bound, min(found.bound, self._enough))
+        if found.loads and not self.closed:
+            start = min(spread(self.problem, found.loads), key=deal.of)
+            self._filled(start)
+            if not self.closed:
+                self._filled(polish(self.problem, start, deal, steps=STEPS, seed=self.limits.seed))
+        if found.cards and not self.closed:
+            self._arranged(solve_counts(self.problem, self._limits(0.1), floor=self.bound, cards=found.cards), deal)
+
+    def _walks(self, columns: ColumnSearch, deal: Deal) -> list[Walk]:
+        """Contiguous walks at the columns' prices, the most promising ones first."""
+        starts: dict[Walk, int] = {}
+        for prices in away_prices(self.problem, columns.first.prices):
+            for priced in walks(self.problem, prices)[:3]:
+                starts[priced.walk] = deal.of(priced.walk)
+        return sorted(starts, key=lambda walk: starts[walk])[:3]
+
+    def _polished(self, starts: list[Walk], deal: Deal) -> None:
+        better: dict[Walk, int] = {}
+        for walk in starts:
+            if not self.closed and time.perf_counter() < self.deadline:
+                found = polish(self.problem, walk, deal, steps=STEPS, seed=self.limits.seed)
+                better[found] = deal.of(found)
+        for walk in sorted(better, key=lambda walk: better[walk])[:2]:
+            if not self.closed:
+                self._filled(walk)
+
+    def _filled(self, walk: Walk) -> None:
+        self._offer(fill(self.problem, walk, self._limits(0.02), floor=self.bound))
+
+    def _arranged(self, outcome: Outcome, deal: Deal | None = None) -> None:
+        """A plan with these counts, and what polishing makes of it."""
+        if outcome.counts is None:
+            return
+        plan = arrange(outcome.counts, self.problem)
+        self._offer(plan)
+        if deal is not None and not self.closed:
+            walk = Walk(plan.embedding, plan.attention, plan.head)
+            self._filled(polish(self.problem, walk, deal, steps=2 * STEPS, seed=self.limits.seed))
+
+    def _raise_bound(self, status: str, bound: int) -> None:
+        if status == "infeasible":
+            raise ProvedInfeasible
+        self.bound = max(self.bound, bound)
+
+    @property
+    def closed(self) -> bool:
+        """A plan meets the bound, or comes as near as the caller asked for."""
+        return self.incumbent is not None and self._enough <= self.bound
+
+    @property
+    def _enough(self) -> int:
+        """A bound of so many ticks ends the search."""
+        if self.incumbent is None:
+            return 2**62
+        return math.ceil(self.incumbent.ticks(self.problem) * (1 - self.limits.relative_gap))
+
+    def proof(self) -> dict[str, Any]:
+        """status, objective, bound and gap as the plan document states them."""
+        assert self.best is not None
+        assert self.incumbent is not None
+        seconds = self.best.seconds
+        proved = self.incumbent.ticks(self.problem) <= self.bound
+        # Rounding may have raised the integer optimum over the true one by a few ticks a layer; give them back.
+        slack = 4 * len(self.problem.layer_class) + 4
+        bound_s = seconds if proved else max(0.0, min(seconds, (self.bound - slack) * self.problem.tick_s))
+        return {
+            "status": "optimal" if proved else "feasible",
+            "objective_s": seconds,
+            "bound_s": bound_s,
+            "gap": (seconds - bound_s) / seconds if seconds else 0.0,
+        }
+
+    def _limits(self, share: float = math.inf) -> Limits:
+        """The time left, and no more work than `share` of the whole time limit: how the time is divided between the
+        models must not depend on the machine's load, or the plan would."""
+        left = max(0.0, self.deadline - time.perf_counter())
+        return replace(self.limits, seconds=left, work=share * self.limits.seconds)
+
+    def _offer(self, assignment: Assignment | None, placement: Placement | None = None) -> None:
+        """Keep a plan if it fits and is the best yet: `best` in seconds as evaluated, `incumbent` in ticks."""
+        if assignment is None or not self._in_order(assignment):
+            return
+        placement = placement or assignment.placement(self.problem)
+        evaluation = judge(placement, self.costs, self.objective)
+        if not evaluation.feasible:
+            return
+        if self.best is None or evaluation.objective_s < self.best.seconds:
+            self.best = Candidate(placement, evaluation)
+        if self.incumbent is None or assignment.ticks(self.problem) < self.incumbent.ticks(self.problem):
+            self.incumbent = assignment
+
+    def _in_order(self, plan: Assignment) -> bool:
+        stops = (*plan.attention, plan.head) if self.problem.head_in_order else plan.attention
+        return all(self.problem.in_order(a, b) for a, b in pairwise(stops))

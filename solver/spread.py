@@ -1,0 +1,59 @@
+"""From the numbers of a bound to a walk: cards get names, and layers their order."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from solver.assignment import lay_out
+from solver.patterns import Load
+from solver.problem import Problem
+from solver.walk import Walk
+
+
+@dataclass
+class _Card:
+    """A named card with the room its experts and ends leave, and the attentions it has got."""
+
+    device: int
+    room: int
+    attention: list[int]
+
+
+def spread(problem: Problem, loads: Sequence[Load]) -> list[Walk]:
+    """Walks with the attention of `loads`, dealt out evenly to cards of the same pattern; experts are left to `fill`."""
+    free = {g: [d for d, twin in enumerate(problem.twins) if twin == g] for g in problem.twins}
+    cards: list[_Card] = []
+    ends = {"embedding": problem.devices.index("cpu"), "head": problem.devices.index("cpu")}
+    for load in loads:
+        names = [free[load.device].pop(0) for _ in range(load.cards)]
+        mine = [_Card(d, _room(problem, d, load), [0] * len(problem.classes)) for d in names]
+        # With several cards the head goes to another than the embedding: each leaves room for attention.
+        for end, there, card in (("embedding", load.embedding, mine[0]), ("head", load.head, mine[-1])):
+            if there:
+                ends[end] = card.device
+                card.room -= (problem.embedding if end == "embedding" else problem.head).bytes[card.device]
+        for c, n in enumerate(load.attention):
+            weight = problem.classes[c].attention.bytes[load.device]
+            for _ in range(n):
+                fits = [card for card in mine if card.room >= weight] or mine
+                card = min(fits, key=lambda card: (card.attention[c], -card.room))
+                card.attention[c] += 1
+                card.room -= weight
+        cards += mine
+    counts = {(c, card.device): n for card in cards for c, n in enumerate(card.attention)}
+    used = [card.device for card in cards if any(card.attention)]
+    route = sorted(used, key=lambda d: (d == ends["head"], d != ends["embedding"], d))
+    return [
+        Walk(ends["embedding"], attention, ends["head"])
+        for attention in (lay_out(problem, counts, route, by_run) for by_run in (False, True))
+    ]
+
+
+def _room(problem: Problem, d: int, load: Load) -> int:
+    """Bytes beside the experts of a pattern."""
+    room = problem.usable[d]
+    for kind, n in zip(problem.classes, load.pattern or (), strict=False):
+        if kind.experts is not None:
+            room -= n * kind.experts.bytes[d]
+    return room
