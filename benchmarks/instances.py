@@ -272,15 +272,16 @@ def cluster(gpus: int) -> Hardware:
 
 
 def synthetic(layers: int, machine: Hardware, over: float = 0.1) -> ModelProfile:
-    """A model of `layers` layers whose experts exceed the machine's GPUs by about the share `over`.
+    """A model of `layers` layers, about the share `over` of whose experts exceeds the machine's GPUs; less where a
+    layer's experts would otherwise not fit on the smallest card, for then nothing but the CPU could take them.
 
     Three dense layers come first, and every second layer of the rest has experts a fifth larger, as in GGUF files.
     """
     dense, sparse = 3, layers - 3
     attention_bytes, dense_bytes, end_bytes = 120 * 10**6, 400 * 10**6, 900 * 10**6
-    gpu_bytes = 0.9 * sum(gpu.memory_bytes for gpu in machine.gpus)
-    room = gpu_bytes - 2 * end_bytes - dense * dense_bytes - sparse * attention_bytes
-    small = round(room / (1 - over) / (sparse * 1.1))
+    usable = [0.9 * gpu.memory_bytes for gpu in machine.gpus]
+    room = sum(usable) - 2 * end_bytes - dense * dense_bytes - sparse * attention_bytes
+    small = round(min(room / (1 - over) / (sparse * 1.1), 0.8 * min(usable) / 1.2))
 
     def moe(expert_bytes: int) -> Layer:
         experts = Experts(weight_bytes=expert_bytes, params=expert_bytes, count=128, active=8)

@@ -32,11 +32,11 @@ from solver_report import SECTIONS
 PAGE_START = """\
 # The solver, measured
 
-Written by `python benchmarks/solver_benchmark.py --out docs/solver_benchmark.md`, a section a `--part`.
-The instances, and how they were drawn, are in `benchmarks/instances.py`. Their classes say how many of the experts'
-bytes exceed the GPUs (nearly fits: at most 5 % above or below; mostly CPU: more than half), unless the cards differ or NVLink
-joins only pairs of them. A time is of one call of `solve`, model and machine loaded: building the problem, the search,
-and the check of the plan.
+Written by `python benchmarks/solver_benchmark.py --out docs/solver_benchmark.md`, a section a `--part`. The instances,
+and how they were drawn, are in `benchmarks/instances.py`. Their classes say how many of the experts' bytes exceed the
+GPUs (nearly fits: at most 5 % above or below; mostly CPU: more than half), unless the cards differ or NVLink joins only
+pairs of them. A time is of one call of `solve`, model and machine loaded: building the problem, the search, and the
+check of the plan.
 """
 
 
@@ -79,7 +79,7 @@ def measure(part: str, limit: int | None, seconds: float, file: Path | None, con
             progress.update(task, description=f"{part}: {name}")
             row = known.get(name)
             if row is None and (row := measured()) is not None:
-                console.print(row, highlight=False, soft_wrap=True)
+                console.print(str(row), highlight=False, markup=False, soft_wrap=True)
                 add_row(file, part, name, row)
             if row is not None:
                 rows.append(row)

@@ -85,10 +85,12 @@ class RivalRow:
 
 @dataclass(frozen=True)
 class PeerRow:
-    """Predicted seconds of our plan and of each rule's plan; None where that does not fit."""
+    """Predicted seconds of our plan and of the plan of each rule that keeps to the granularity; None where that does
+    not fit."""
 
     name: str
     label: str
+    granularity: str
     seconds: float
     gap: float
     plan_s: float
@@ -108,6 +110,12 @@ Row = SuiteRow | StoryRow | RivalRow | PeerRow | SizeRow
 ROWS: tuple[type[Row], ...] = (SuiteRow, StoryRow, RivalRow, PeerRow, SizeRow)
 Case = tuple[str, Callable[[], Row | None]]
 """A name, and what measures it; None where this version of the solver cannot do it."""
+
+
+def within(gap: float, limit: float) -> bool:
+    """Whether a gap is what was asked for: a plan states its own a little larger than the search that stopped by it,
+    giving back what rounding to ticks may have won."""
+    return gap <= limit + 1e-6
 
 
 def timed(profile: Any, hardware: Any, workload: Any, **options: Any) -> Solved:
@@ -144,13 +152,20 @@ def story_row() -> StoryRow:
     return StoryRow(STORY.name, median(times), max(times), runs[0].status)
 
 
-def suite_row(one: Instance, granularity: str) -> SuiteRow | None:
+def suite_solve(one: Instance, granularity: str) -> Solved | None:
+    """None where this version does not know the granularity."""
     options = {"granularity": granularity, "time_limit": SUITE_SECONDS, "relative_gap": SUITE_GAP[granularity]}
     try:
-        found = timed_instance(one, **options)
+        return timed_instance(one, **options)
     except MoeplanError as problem:
         if "granularity" not in str(problem):
             raise
+        return None
+
+
+def suite_row(one: Instance, granularity: str) -> SuiteRow | None:
+    found = suite_solve(one, granularity)
+    if found is None:
         return None
     return SuiteRow(
         name=one.name,
@@ -202,16 +217,22 @@ def rival_row(one: Instance, limit_seconds: float) -> RivalRow:
 
 
 def peer_cases(limit: int | None, seconds: float) -> Iterator[Case]:
-    for one in SUITE[:limit]:
-        yield one.name, partial(peer_row, one)
+    for granularity in SUITE_GAP:
+        for one in SUITE[:limit]:
+            yield f"{granularity}: {one.name}", partial(peer_row, one, granularity)
 
 
-def peer_row(one: Instance) -> PeerRow:
-    found = timed_instance(one, time_limit=SUITE_SECONDS, relative_gap=SUITE_GAP["module"])
+def peer_row(one: Instance, granularity: str) -> PeerRow | None:
+    found = suite_solve(one, granularity)
+    if found is None:
+        return None
     assert found.objective_s is not None, f"{one.name}: {found.status}"
-    judged = {name: judge(plan, one.costs) for name, plan in hand_plans(one.costs).items()}
+    plans = hand_plans(one.costs)
+    if granularity != "expert":
+        plans = {name: plan for name, plan in plans.items() if all(len(layer.experts) <= 1 for layer in plan.layers)}
+    judged = {name: judge(plan, one.costs) for name, plan in plans.items()}
     rules = {name: its.objective_s if its.feasible else None for name, its in judged.items()}
-    return PeerRow(one.name, one.label, found.seconds, found.gap, found.objective_s, rules)
+    return PeerRow(one.name, one.label, granularity, found.seconds, found.gap, found.objective_s, rules)
 
 
 # ---- size ------------------------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ from solver_measure import (
     SizeRow,
     StoryRow,
     SuiteRow,
+    within,
 )
 
 PLOT = Path(__file__).resolve().parents[1] / "docs" / "images" / "solver_size.png"
@@ -31,6 +32,7 @@ IN_TIME = {"module": 1.0, "expert": 2.0}
 PEERS = ("split evenly, experts spilled", "llama.cpp --fit", "accelerate balanced")
 """Rules shown first; a rule that is not there is left out."""
 TIE = 1e-3
+UNKNOWN = "Not known to this version of the solver."
 AnyRow = TypeVar("AnyRow", bound=Row)
 
 
@@ -74,7 +76,7 @@ def suite_section(rows: Sequence[Row]) -> list[str]:
     for granularity, gap in SUITE_GAP.items():
         here = [row for row in of(rows, SuiteRow) if row.granularity == granularity]
         lines += ["", f"### {granularity}", ""]
-        lines += suite_tables(here, granularity, gap) if here else ["Not known to this version of the solver."]
+        lines += suite_tables(here, granularity, gap) if here else [UNKNOWN]
     return lines
 
 
@@ -83,13 +85,14 @@ def suite_tables(rows: Sequence[SuiteRow], granularity: str, gap: float) -> list
     limit = IN_TIME[granularity]
 
     def in_time(some: Sequence[SuiteRow]) -> str:
-        return f"{sum(row.gap <= gap and row.seconds <= limit for row in some)} of {len(some)}"
+        return f"{sum(within(row.gap, gap) and row.seconds <= limit for row in some)} of {len(some)}"
 
     worst = max(rows, key=lambda row: row.gap)
     busy = 1 - sum(row.cpu_seconds for row in rows) / sum(row.seconds for row in rows)
     lines = [
         f"`time_limit={SUITE_SECONDS:g}, relative_gap={gap:g}`. **{in_time(rows)} proved to {gap:.1%} within "
-        f"{limit:g} s**, {sum(row.gap <= gap for row in rows)} in the end. Worst gap {percent(worst.gap)} ({worst.name}); "
+        f"{limit:g} s**, {sum(within(row.gap, gap) for row in rows)} in the end. "
+        f"Worst gap {percent(worst.gap)} ({worst.name}); "
         f"median {took(median(row.seconds for row in rows))}, slowest {took(max(row.seconds for row in rows))}. "
         f"The process was kept waiting {max(0.0, busy):.0%} of the time.",
         "",
@@ -128,7 +131,7 @@ Ratio = tuple[float, str]
 
 def ratio(row: RivalRow, seconds: float, reached: bool) -> Ratio | None:
     """The rival's time over ours; None where neither came to the gap."""
-    ours = row.gap <= RIVAL_GAP
+    ours = within(row.gap, RIVAL_GAP)
     if not reached and not ours:
         return None
     mark = "" if reached and ours else ">" if ours else "<"
@@ -150,17 +153,17 @@ def middle(found: Sequence[Ratio | None]) -> str:
 
 def rivals_section(rows: Sequence[Row]) -> list[str]:
     found = of(rows, RivalRow)
-    reached = {row.name: (row.naive_gap <= RIVAL_GAP, row.scip_gap <= RIVAL_GAP) for row in found}
+    reached = {row.name: (within(row.naive_gap, RIVAL_GAP), within(row.scip_gap, RIVAL_GAP)) for row in found}
     products = {row.name: ratio(row, row.naive_seconds, reached[row.name][0]) for row in found}
     counts = {row.name: ratio(row, row.scip_seconds, reached[row.name][1]) for row in found}
     own = {row.name: ratio(row, row.scip_seconds, row.scip_stopped) for row in found}
     done = [row for row in found if reached[row.name][0]]
     lines = [
-        f"Seconds to a gap of {RIVAL_GAP:.1%}, limit {found[0].limit_seconds:g} s: {len(SMALL)} small instances (chosen "
-        "by hand so that the naive model has a chance), then the first of the suite. Naive: a boolean per block and "
-        f"device and one per product of two, CP-SAT with {NAIVE_WORKERS} workers. SCIP: counts per class of layers and "
-        "pair of devices, one thread, loops apart from the route allowed. Ours: one worker. `benchmarks/rivals.py` has "
-        "both rivals; a gap beside a time is what was left at the end.",
+        f"Seconds to a gap of {RIVAL_GAP:.1%}, limit {found[0].limit_seconds:g} s: {len(SMALL)} small instances "
+        "(chosen by hand so that the naive model has a chance), then the first of the suite. Naive: a boolean per "
+        f"block and device and one per product of two, CP-SAT with {NAIVE_WORKERS} workers. SCIP: counts per class of "
+        "layers and pair of devices, one thread, loops apart from the route allowed. Ours: one worker. Both rivals are "
+        "in `benchmarks/rivals.py`; a gap beside a time is what was left at the end.",
         "",
         f"- naive / ours, median: **{middle(list(products.values()))}**; the naive model finishes {len(done)} of "
         f"{len(found)}; of those, median {middle([products[row.name] for row in done])}.",
@@ -202,24 +205,33 @@ def outcome(seconds: float, gap: float) -> str:
 
 
 def baselines_section(rows: Sequence[Row]) -> list[str]:
-    found = of(rows, PeerRow)
+    lines = [
+        "Predicted seconds of a rule's plan over those of ours, less 1, for one request; `solver.evaluate` judges "
+        f"both. A rule whose plan does not fit has no gain; within {TIE:.1%} is a tie. Rules that split a layer's "
+        "experts are compared with our plans that may. Predicted, not measured on such machines.",
+        "",
+        "Cells of the first tables: median gain (ties, plans that do not fit, of all).",
+    ]
+    for granularity in SUITE_GAP:
+        here = [row for row in of(rows, PeerRow) if row.granularity == granularity]
+        lines += ["", f"### {granularity}", ""]
+        lines += baselines_tables(here) if here else [UNKNOWN]
+    return lines
+
+
+def baselines_tables(found: Sequence[PeerRow]) -> list[str]:
     rules = list(dict.fromkeys(rule for row in found for rule in row.rules_s))
     shown_first = [rule for rule in PEERS if rule in rules]
     best = "best of all rules"
     gains = {(row.name, rule): gain(row, row.rules_s.get(rule)) for row in found for rule in rules}
     gains |= {(row.name, best): gain(row, min(fitting(row).values(), default=None)) for row in found}
-    lines = [
-        "Predicted seconds of the rule's plan over ours, less 1, for one request; both judged by `solver.evaluate`. A "
-        f"rule whose plan does not fit has no gain; within {TIE:.1%} is a tie. Predicted, not measured on such machines.",
-        "",
-    ]
+    lines: list[str] = []
     for rules_of in ([*shown_first, best], [rule for rule in rules if rule not in shown_first]):
         columns = [(label, [r for r in found if r.label == label]) for label in labels(found)] + [("all", found)]
         lines += table(
             ["rule", *(label for label, _ in columns)],
             [(rule, *(verdict([gains[r.name, rule] for r in some]) for _, some in columns)) for rule in rules_of],
         )
-    lines += ["Each cell: median gain; (ties, plans that do not fit, of all).", ""]
     return lines + table(
         ["instance", "class", *shown_first, "best rule", "its gain"],
         [
@@ -265,7 +277,8 @@ def size_section(rows: Sequence[Row]) -> list[str]:
     plot(found)
     lines = [
         f"`time_limit={SIZE_SECONDS:g}, relative_gap={SIZE_GAP:g}`. Synthetic models on GPUs of eight kinds in four "
-        "hosts, a tenth of whose experts exceeds the GPUs (`synthetic` and `cluster` in `benchmarks/instances.py`).",
+        "hosts. A tenth of the experts exceeds the GPUs, or less where a layer's experts would not fit on the smallest "
+        "card (`synthetic` and `cluster` in `benchmarks/instances.py`).",
         "",
     ]
     lines += table(
@@ -290,6 +303,7 @@ def plot(rows: Sequence[SizeRow]) -> None:
         right.plot([gpus for gpus, _, _ in line], [gap for _, _, gap in line], "o-", label=f"{layers} layers")
     left.set(title="seconds", xlabel="GPUs", xscale="log", yscale="log", xticks=SIZE_GPUS, xticklabels=SIZE_GPUS)
     right.set(title="gap in percent", xlabel="GPUs", xscale="log", xticks=SIZE_GPUS, xticklabels=SIZE_GPUS)
+    left.yaxis.set_major_formatter("{x:g}")
     for axes in (left, right):
         axes.minorticks_off()
         axes.legend()

@@ -129,6 +129,15 @@ class CostModel:
         frozen = tuple((device, tuple(range(len(ids)) if alike else ids)) for device, ids in parts.items())
         return self._split_s(self.layer_class[layer], attention, frozen, step.tokens)
 
+    def hits_s(self, layer: int, attention: str, device: str, hits: float, step: Step) -> float:
+        """Seconds of a part of the layer's experts on `device`, of which `hits` are used, seen from `attention`."""
+        experts = self.layer(layer).experts
+        assert experts is not None
+        ids = tuple(range(experts.count))
+        return self._handover_s(attention, device, step.tokens) + self._hit_experts_s(
+            experts, device, ids, hits, step.tokens
+        )
+
     def _handover_s(self, attention: str, device: str, tokens: int) -> float:
         if device == attention:
             return 0.0

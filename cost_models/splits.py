@@ -35,6 +35,14 @@ def mean_of_slowest(experts: Experts, parts: Sequence[Sequence[int]], seconds: S
     one_draw = tokens == 1 and experts.frequencies is None
     most = [min(len(part), experts.active) if one_draw else len(part) for part in parts]
     times = [np.array([0.0, *map(s, range(1, n + 1))]) for s, n in zip(seconds, most, strict=True)]
+    return mean_of_slowest_times(experts, parts, times, tokens)
+
+
+def mean_of_slowest_times(
+    experts: Experts, parts: Sequence[Sequence[int]], times: Sequence[Floats], tokens: int
+) -> float:
+    """`mean_of_slowest` for less than MEANS_FROM_TOKENS tokens, with the seconds of 0, 1, 2, … hits as arrays."""
+    one_draw = tokens == 1 and experts.frequencies is None
     levels: Floats = np.unique(np.concatenate(times)) if times else np.zeros(1)
     within = [t[None, :] <= levels[:, None] for t in times]
     below = _drawn(experts, parts, within) if one_draw else _independent(experts, parts, within, tokens)

@@ -72,6 +72,6 @@ def compare(
         print(json.dumps(found.to_dict(), indent=2))
         return
     out = cli.console()
-    for part in comparison(found):
+    for part in comparison(found, out.width):
         out.print(part, highlight=False)
     out.print(f"the plan is {proof_line(found.plan)}", highlight=False)

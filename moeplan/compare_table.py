@@ -2,28 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from rich import box
 from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from solver.compare import Comparison, Row
+from solver.compare import COLUMNS, Comparison, Row
+
+DISPENSABLE = tuple(COLUMNS.index(name) for name in ("most on one", "prefill", "tokens/s", "experts\non CPU"))
+"""Columns that a narrow terminal goes without, the first of these first."""
+GAP = 2
 
 
-def comparison(found: Comparison) -> Iterator[RenderableType]:
-    """The table, then one line for each layout that is not allowed here."""
+def comparison(found: Comparison, width: int = 120) -> Iterator[RenderableType]:
+    """The table in at most `width` columns of text, then one line for each reason why layouts are not allowed here."""
+    cells = list(found.text_rows())
+    kept = _kept([found.text_columns(), *cells], width)
     table = Table(title=found.title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    for i, column in enumerate(found.text_columns()):
-        table.add_column(column, justify="right" if i else "left", no_wrap=bool(i), overflow="fold")
-    for row, cells in zip((found.ours, *found.rows), found.text_rows(), strict=True):
-        table.add_row(*_styled(row, cells), style="bold" if row is found.ours else None)
+    for i in kept:
+        table.add_column(found.text_columns()[i], justify="right" if i else "left", no_wrap=True)
+    for row, texts in zip((found.ours, *found.rows), cells, strict=True):
+        table.add_row(*(_styled(row, i, texts[i]) for i in kept), style="bold" if row is found.ours else None)
     yield table
     for note in found.notes():
         yield Text(note, style="dim")
 
 
-def _styled(row: Row, cells: list[str]) -> list[Text]:
+def _kept(rows: Sequence[Sequence[str]], width: int) -> list[int]:
+    """The columns that fit, dispensable ones left out as need be."""
+    needs = [max(len(line) for row in rows for line in row[i].split("\n")) + GAP for i in range(len(COLUMNS))]
+    kept = list(range(len(COLUMNS)))
+    for i in DISPENSABLE:
+        if sum(needs[k] for k in kept) > width:
+            kept.remove(i)
+    return kept
+
+
+def _styled(row: Row, column: int, text: str) -> Text:
     verdict = "red" if not row.fits else "green" if row.tie else ""
-    return [Text(cell, style=verdict if i == 1 else "") for i, cell in enumerate(cells)]
+    return Text(text, style=verdict if column == 1 else "")

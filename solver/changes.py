@@ -166,16 +166,22 @@ class Changes:
 
 
 def _smallest(most: int, fit: Callable[[int], bool | None]) -> int | None:
-    """The smallest of 1 to `most` that fits, if all above one that fits do; None where `most` does not."""
-    if most < 1 or not fit(most):
+    """The smallest of 1 to `most` that fits, if all above one that fits do; None where `most` does not, or where so
+    many answers are missing that a quarter of what was found might do."""
+    if most < 1 or fit(most) is False:
         return None
-    low, high = 0, 1
-    while high < most and not fit(high):
+    low, high, refuted = 0, 1, 0
+    while not (answer := fit(high)):
+        if high == most:
+            return None
+        refuted = refuted if answer is None else high
         low, high = high, min(2 * high, most)
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (low, middle) if fit(middle) else (middle, high)
-    return high
+        answer = fit(middle)
+        refuted = middle if answer is False else refuted
+        low, high = (low, middle) if answer else (middle, high)
+    return high if high <= 4 * (refuted + 1) else None
 
 
 def _largest(low: int, high: int, fit: Callable[[int], bool | None]) -> int | None:

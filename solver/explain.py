@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import groupby
 
 from cost_models import CostModel
@@ -16,7 +16,7 @@ from solver.needs import demand_of
 from solver.problem import Problem
 from solver.rules import Pins
 
-WORK = 3.0
+WORK = 2.0
 """What an explanation may cost in all, in CP-SAT's count of seconds; most take a tenth of it."""
 READABLE = 10**7
 """Bytes from which GB with two digits say enough."""
@@ -47,12 +47,13 @@ def infeasible(problem: Problem, costs: CostModel, pins: Pins | None = None) -> 
     budget = Budget(WORK)
     whole_layers, split = problem.whole_layers, getattr(problem, "split_experts", False)
     demand = demand_of(costs, _Permissions(problem), whole_layers=whole_layers, split=split)
+    budget.share(2)
     missing = least_missing(demand, problem.usable, budget)
     suggestions, remark = [], ""
     if missing is not None:
         changes = Changes(costs, pins, budget, whole_layers=whole_layers, split=split)
         if changes.demand == demand:
-            suggestions, remark = _suggestions(changes), _remark(changes, costs.workload)
+            suggestions, remark = _suggestions(changes, budget), _remark(changes, costs.workload)
     where = _where(missing, problem.devices)
     message = f"{costs.profile.model} does not fit {costs.hardware.name}: short of {where}{remark}"
     if suggestions:
@@ -60,19 +61,24 @@ def infeasible(problem: Problem, costs: CostModel, pins: Pins | None = None) -> 
     return InfeasiblePlacement(message, short_bytes=_short(missing, problem.devices), suggestions=suggestions)
 
 
-def _suggestions(changes: Changes) -> list[str]:
-    """One of each kind that helps."""
-    found = {
-        "add {}": _gpus(changes.more_gpus()),
-        "lower context_tokens to {}": changes.longest_context(),
-        "lower batch_size to {}": changes.largest_batch(),
-        "lower prefill_chunk to {}": changes.largest_chunk(),
-        "lower safety_margin to {}": changes.largest_margin(),
-        "add {} GB of RAM": changes.more_memory("cpu"),
-        "add {} GB to each GPU": changes.more_memory("gpu"),
-        "use quant {}": changes.finest_quant(),
+def _suggestions(changes: Changes, budget: Budget) -> list[str]:
+    """One of each kind that helps; all kinds may cost the same, and what one leaves is for the others."""
+    kinds: dict[str, Callable[[], object]] = {
+        "add {}": lambda: _gpus(changes.more_gpus()),
+        "lower context_tokens to {}": changes.longest_context,
+        "lower batch_size to {}": changes.largest_batch,
+        "lower prefill_chunk to {}": changes.largest_chunk,
+        "lower safety_margin to {}": changes.largest_margin,
+        "add {} GB of RAM": lambda: changes.more_memory("cpu"),
+        "add {} GB to each GPU": lambda: changes.more_memory("gpu"),
+        "use quant {}": changes.finest_quant,
     }
-    return [words.format(answer) for words, answer in found.items() if answer is not None]
+    found = []
+    for others, (words, smallest) in zip(range(len(kinds), 0, -1), kinds.items(), strict=True):
+        budget.share(others)
+        answer = smallest()
+        found += [] if answer is None else [words.format(answer)]
+    return found
 
 
 def _gpus(found: tuple[int, Device] | None) -> str | None:
@@ -104,16 +110,22 @@ def _where(missing: Missing | None, devices: Sequence[str]) -> str:
     if missing is None:
         return "a device that may hold some block"
     if not missing.bytes:
-        return f"at least {_size(missing.least)} ({missing.least} bytes)"
-    in_all = sum(missing.bytes)
-    told = f"{_size(in_all)} ({in_all} bytes)"
-    told += " at best" if missing.proved else f", at best of {missing.least} bytes"
+        return f"at least {_exactly(missing.least)}"
+    proof = "" if missing.proved else f"; proved: at least {_size(missing.least)}"
+    told = f"{_exactly(sum(missing.bytes), proof)}{' at best' if missing.proved else ''}"
+    short = _short(missing, devices)
+    if len(short) == 1:
+        return f"{told} on {next(iter(short))}"
     parts = []
-    for size, run in groupby(_short(missing, devices).items(), key=lambda item: _size(item[1])):
+    for size, run in groupby(short.items(), key=lambda item: _size(item[1])):
         names = [name for name, _ in run]
         parts.append(f"{names[0]} to {names[-1]} {size} each" if len(names) > 1 else f"{names[0]} {size}")
     return f"{told}: {', '.join(parts)}"
 
 
+def _exactly(n_bytes: int, more: str = "") -> str:
+    return f"{gb(n_bytes)} ({n_bytes} bytes{more})"
+
+
 def _size(n_bytes: int) -> str:
-    return gb(n_bytes) if n_bytes >= READABLE else f"{n_bytes} bytes"
+    return gb(n_bytes) if n_bytes >= READABLE else f"{n_bytes} byte{'s' if n_bytes > 1 else ''}"

@@ -6,7 +6,6 @@ answers do not depend on the machine's load.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,21 +15,31 @@ from solver.holding import Holding, both, equal_devices
 from solver.needs import Demand, Needs
 from solver.search import Limits, Status, bound_of, search, total
 
-ONE_ANSWER = 0.2
-"""Work, about seconds, that the question whether something fits is worth; it rarely takes a twentieth of it."""
-ONE_ATTEMPT = 0.4
+ONE_ANSWER = 0.15
+"""Work, about seconds, that the question whether something fits is worth; it rarely takes a tenth of it."""
+ONE_ATTEMPT = 0.3
 """The same for each attempt at the least shortage."""
+BRAKE = 5.0
+"""Seconds after which a question is given up whatever its work, which CP-SAT has been seen to count far too low."""
+LONG_RUNS = 8
+"""Layers that have to be in order are first tried in about so many runs."""
 
 
 @dataclass
 class Budget:
-    """The work that is left for all questions together, and how many were asked."""
+    """The work that is left for the next questions; `kept` is for those after them, and `asked` counts all."""
 
     left: float
+    kept: float = 0.0
     asked: int = 0
 
+    def share(self, parts: int) -> None:
+        """Leave the next questions one of so many equal parts of what is left in all."""
+        whole = self.left + self.kept
+        self.left, self.kept = whole / parts, whole - whole / parts
+
     def search(self, cp: cp_model.CpModel, most: float) -> tuple[cp_model.CpSolver, Status]:
-        solver, status = search(cp, Limits(math.inf, work=min(most, self.left)))
+        solver, status = search(cp, Limits(BRAKE, work=min(most, self.left)))
         self.left = max(0.0, self.left - solver.deterministic_time)
         self.asked += 1
         return solver, status
@@ -52,9 +61,6 @@ class Missing:
 def fits(demand: Demand, usable: Sequence[int], budget: Budget) -> bool | None:
     """Whether some placement needs at most `usable` bytes of each device; None where the work ran out, or where the
     demand is not exact and the truth lies between its two sides."""
-    bare = demand.needed.bare
-    if bare != demand.needed and _fits(bare, usable, budget) is False:
-        return False
     for needs in demand.enough:
         answer = _fits(needs, usable, budget)
         if answer or needs == demand.needed:
@@ -63,12 +69,26 @@ def fits(demand: Demand, usable: Sequence[int], budget: Budget) -> bool | None:
 
 
 def _fits(needs: Needs, usable: Sequence[int], budget: Budget) -> bool | None:
-    holding = Holding(needs, usable)
+    """Cheap proofs first: it cannot fit where it does not without order and buffers, and it does if the layers fit in
+    long runs."""
+    if needs != needs.bare and _holds(needs.bare, usable, budget) is False:
+        return False
+    if needs.rank is not None and _holds(needs, usable, budget, _long_run(needs)):
+        return True
+    return _holds(needs, usable, budget)
+
+
+def _holds(needs: Needs, usable: Sequence[int], budget: Budget, stride: int = 1) -> bool | None:
+    holding = Holding(needs, usable, stride)
     for load, room in zip(holding.load, usable, strict=True):
         holding.cp.add(load <= room)
     holding.in_turn(usable)
     _, status = budget.search(holding.cp, ONE_ANSWER)
     return None if status == "unknown" else status != "infeasible"
+
+
+def _long_run(needs: Needs) -> int:
+    return 1 if needs.rank is None else max(1, len(needs.walk) // LONG_RUNS)
 
 
 def least_missing(demand: Demand, usable: Sequence[int], budget: Budget) -> Missing | None:
@@ -80,13 +100,13 @@ def least_missing(demand: Demand, usable: Sequence[int], budget: Budget) -> Miss
     """
     if any(not any(blocks.allowed) for blocks in demand.needed.blocks):
         return None
-    least, guess = _together(demand.needed, usable, budget)
+    least, guess = _together(demand.needed.bare, usable, budget)
     best: tuple[int, ...] = ()
     for needs in demand.enough:
-        for fixed in (True, False):
-            overflow = _Overflow(needs, usable, guess, fixed)
+        for fixed, stride in dict.fromkeys([(True, _long_run(needs)), (False, _long_run(needs)), (False, 1)]):
+            overflow = _Overflow(Holding(needs, stride=stride), usable, guess, fixed)
             found, status, bound = overflow.fewest(least, budget)
-            if not fixed and needs == demand.needed:
+            if (fixed, stride) == (False, 1) and needs == demand.needed:
                 if status == "infeasible":
                     return None
                 least = max(least, bound)
@@ -98,8 +118,8 @@ def least_missing(demand: Demand, usable: Sequence[int], budget: Budget) -> Miss
 
 
 def _together(needs: Needs, usable: Sequence[int], budget: Budget) -> tuple[int, list[bool]]:
-    """A lower bound on the missing bytes, and which devices would overflow: equal devices that keep the same workspace
-    share their room, the order of layers and the target's buffers are left out."""
+    """A lower bound on the missing bytes, and which devices would overflow, if equal devices that keep the same
+    workspace shared their room."""
     cp, pools = cp_model.CpModel(), []
     for group in equal_devices(needs, usable):
         levels = {0, *(blocks.workspace for blocks in needs.blocks if blocks.allowed[group[0]])}
@@ -139,10 +159,9 @@ class _Pool:
 class _Overflow:
     """Where devices hold more than is usable: `missing[d]` bytes if `over[d]`, which `guess` rules or only hints at."""
 
-    def __init__(self, needs: Needs, usable: Sequence[int], guess: Sequence[bool], fixed: bool) -> None:
-        self._holding = Holding(needs)
-        cp = self._holding.cp
-        self._missing = [cp.new_int_var(0, _everything(needs), "") for _ in usable]
+    def __init__(self, holding: Holding, usable: Sequence[int], guess: Sequence[bool], fixed: bool) -> None:
+        self._holding, cp = holding, holding.cp
+        self._missing = [cp.new_int_var(0, _everything(holding.needs), "") for _ in usable]
         for d, (load, room, missing) in enumerate(zip(self._holding.load, usable, self._missing, strict=True)):
             over = cp.new_bool_var("")
             cp.add(missing == load - room).only_enforce_if(over)

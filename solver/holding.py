@@ -17,10 +17,11 @@ from solver.search import total
 class Holding:
     """`number[i][d]` blocks of kind i are on device d, which holds `load[d]` bytes, workspace and buffers included.
 
-    Where `room` is given, no device is offered more of any kind than has room there by itself.
+    Where `room` is given, no device is offered more of any kind than has room there by itself. Where layers have to be
+    in order, they go from device to device in runs of `stride` only.
     """
 
-    def __init__(self, needs: Needs, room: Sequence[int] | None = None) -> None:
+    def __init__(self, needs: Needs, room: Sequence[int] | None = None, stride: int = 1) -> None:
         self.needs, self.cp = needs, cp_model.CpModel()
         self.devices = range(len(needs.blocks[0].bytes))
         self.gpus = [d for d in self.devices if d != needs.cpu]
@@ -35,7 +36,7 @@ class Holding:
         if needs.streams:
             self._stream()
         if needs.rank is not None:
-            self._keep_order(needs.rank)
+            self._keep_order(needs.rank, stride)
 
     def _load(self, d: int) -> cp_model.LinearExpr:
         """Bytes of all blocks, less what embedding and head share, and the largest workspace."""
@@ -85,23 +86,24 @@ class Holding:
             cp.add(kept >= buffer).only_enforce_if(is_first[d])
             self.load[d] += kept
 
-    def _keep_order(self, rank: Sequence[int]) -> None:
+    def _keep_order(self, rank: Sequence[int], stride: int) -> None:
         """Up to each rank, devices have the attention of some first layers, and those behind them that of the rest."""
         cp, walk = self.cp, self.needs.walk
         passed_before: list[cp_model.IntVar] = []
         for place in sorted(set(rank))[:-1]:
             here = [d for d in self.devices if rank[d] <= place]
-            passed = [cp.new_bool_var("") for _ in walk]
-            for layer, next_layer in pairwise(passed):
-                cp.add_implication(next_layer, layer)
-            for before, now in zip(passed_before, passed, strict=False):
+            runs = [cp.new_bool_var("") for _ in range(0, len(walk), stride)]
+            for run, next_run in pairwise(runs):
+                cp.add_implication(next_run, run)
+            passed = [runs[layer // stride] for layer in range(len(walk))]
+            for before, now in zip(passed_before, runs, strict=False):
                 cp.add_implication(before, now)
             for i in set(walk):
                 there = sum(var for var, home in zip(passed, walk, strict=True) if home == i)
                 cp.add(sum(self.number[i][d] for d in here) == there)
             for d in here if self.needs.head_in_order else ():
                 cp.add(self.number[1][d] <= passed[-1])
-            passed_before = passed
+            passed_before = runs
 
     def in_turn(self, room: Sequence[object]) -> None:
         """Of devices that are equal, in `room` too, an earlier one has no fewer of the blocks that weigh most in all:

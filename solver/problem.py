@@ -52,7 +52,8 @@ class LayerClass:
 class Problem:
     """`hop[d][e]` obeys the triangle inequality; `layer_class[i]` indexes `classes`; `tied_bytes` are held once where
     embedding and head share a device; with `whole_layers` experts stay with their attention. Where there is a `rank`,
-    that of the attention's device never falls along the layers, and with `head_in_order` nor does the head's."""
+    that of the attention's device never falls along the layers, and with `head_in_order` nor does the head's. With `split_experts`
+    a layer's experts may be on several devices."""
 
     devices: tuple[str, ...]
     usable: tuple[int, ...]
@@ -67,6 +68,7 @@ class Problem:
     tick_s: float
     rank: tuple[int, ...] | None = None
     head_in_order: bool = False
+    split_experts: bool = False
 
     @cached_property
     def class_sizes(self) -> tuple[int, ...]:
@@ -159,6 +161,7 @@ def build_problem(costs: CostModel, *, objective: Objective, granularity: Granul
         tick_s=tick,
         rank=allowed.rank,
         head_in_order=allowed.head_in_order,
+        split_experts=granularity == "expert",
     )
 
 

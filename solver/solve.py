@@ -18,6 +18,7 @@ from solver.portfolio import Candidate, Portfolio, ProvedInfeasible
 from solver.problem import Problem, build_problem
 from solver.rules import Allowed, Pins, breaks, check_target, coarser
 from solver.search import Limits
+from solver.split import SplitSearch
 
 
 def solve(
@@ -58,7 +59,8 @@ def solve(
     granularity = coarser(granularity, allowed.finest)
     problem = build_problem(costs, objective=objective, granularity=granularity, allowed=allowed)
     limits = Limits(time_limit, relative_gap=relative_gap, workers=workers or 1, seed=seed)
-    search = Portfolio(problem, costs, objective, limits, started + time_limit)
+    kind = SplitSearch if problem.split_experts else Portfolio
+    search = kind(problem, costs, objective, limits, started + time_limit)
     try:
         search.run(_hand_candidates(costs, allowed, problem))
     except ProvedInfeasible:
@@ -147,8 +149,8 @@ def _check(
     seed: int,
 ) -> None:
     _margin(safety_margin)
-    if granularity not in ("layer", "module"):
-        raise MoeplanError(f"granularity: {granularity!r} is not known to this version; use layer or module")
+    if granularity not in get_args(Granularity):
+        raise MoeplanError(f"granularity: {granularity!r} is not known; use {', '.join(get_args(Granularity))}")
     if objective not in get_args(Objective):
         raise MoeplanError(f"objective: {objective!r} is not known; use {', '.join(get_args(Objective))}")
     for name, value, least in (("time_limit", time_limit, 1e-3), ("relative_gap", relative_gap, 0)):

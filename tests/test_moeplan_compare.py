@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
 from typing import Any
 
 import pytest
+from rich.console import Console
 
-from moeplan import Placement
+from moeplan import Placement, compare
 from moeplan import cli as command
+from moeplan.compare_table import comparison
 from solver.baselines import RULES
 
 STORY = ("deepseek-v2-measured", "8xL40-46GB")
@@ -43,6 +46,21 @@ def test_the_table_names_every_rule_and_says_what_is_short(moeplan: Any) -> None
     assert "the plan is optimal" in lines[-1]
     assert "…" not in out
     assert max(map(len, lines)) <= 120
+
+
+@pytest.mark.parametrize("width", [70, 80, 100, 120])
+def test_a_narrow_terminal_goes_without_some_columns(width: int) -> None:
+    out = Console(width=width, file=io.StringIO())
+    found = compare("mixtral-8x7b", "4xRTX4090,ram=256GB")
+    for part in comparison(found, width):
+        out.print(part)
+    lines = out.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert all(any(line.strip().startswith(name) for line in lines) for name in ("moeplan", *RULES))
+    assert any("layers split evenly" in line and "short of" in line for line in lines)
+    assert not any("…" in line for line in lines)
+    header = " ".join(lines[:6])
+    assert ("most on one" in header) == (width == 120)
+    assert "on GPUs" in header
 
 
 def test_ties_and_what_is_not_allowed_can_be_seen(moeplan: Any) -> None:

@@ -1,0 +1,199 @@
+"""Placements that split layers' experts over devices: the bound, plans from its modes, and never worse than whole ones."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from itertools import islice, pairwise, product
+from typing import Any
+
+from cost_models import CostModel
+from profiles.placement import Objective, Placement
+from solver.evaluate import judge
+from solver.portfolio import Candidate, Portfolio, ProvedInfeasible
+from solver.problem import Problem, objective_steps
+from solver.search import Limits
+from solver.split_bound import Mode, SplitBound, SplitTables, split_bound
+from solver.split_plans import Planner, SplitPlan
+from solver.split_times import SplitTimes
+from solver.walk import Walk
+
+WHOLE_SHARE = 0.3
+"""Share of the time that plans of whole blocks may take, and how near to their best they need to come."""
+WHOLE_GAP = 0.002
+MOST_WALKS = 60
+TUNED = 2
+"""So many of the best plans are tuned: more and fewer experts beside attention, as factors."""
+FACTORS = (0.8, 0.9, 0.95, 1.05, 1.1, 1.2)
+
+
+@dataclass(frozen=True)
+class _Found:
+    """A plan that has been made, how long it takes, and the modes it was made from."""
+
+    seconds: float
+    plan: SplitPlan
+    modes: Mapping[Mode, float]
+
+
+class SplitSearch:
+    """`best` as evaluated, and the bound in seconds over all placements that may split experts."""
+
+    def __init__(
+        self, problem: Problem, costs: CostModel, objective: Objective, limits: Limits, deadline: float
+    ) -> None:
+        self.problem, self.costs, self.objective = problem, costs, objective
+        self.limits, self.deadline = limits, deadline
+        self.best: Candidate | None = None
+        self.bound_s = 0.0
+        self.whole_s: float | None = None
+        self._fastest = 0.0
+
+    def run(self, rules: Iterable[Placement]) -> None:
+        """Whole blocks first, then the bound over all splits, and plans from its modes."""
+        rules = list(rules)
+        for placement in rules:
+            self._offer(placement)
+        whole = self._whole(rules)
+        if self.problem.bottleneck:
+            return
+        tables = SplitTables(self.problem, self.costs, objective_steps(self.costs, self.objective))
+        bound = split_bound(tables)
+        if bound is not None:
+            self.bound_s = bound.seconds
+            self._from_modes(bound, tables, whole)
+
+    def _whole(self, rules: list[Placement]) -> Walk | None:
+        """Plans of whole blocks; the walk of the best."""
+        limits = replace(
+            self.limits,
+            seconds=WHOLE_SHARE * self.limits.seconds,
+            relative_gap=max(WHOLE_GAP, self.limits.relative_gap),
+        )
+        until = min(self.deadline, time.perf_counter() + limits.seconds)
+        portfolio = Portfolio(replace(self.problem, split_experts=False), self.costs, self.objective, limits, until)
+        try:
+            portfolio.run(rules)
+        except ProvedInfeasible:
+            return None
+        if portfolio.best is not None:
+            self.whole_s = portfolio.best.seconds
+            self._offer(portfolio.best.placement)
+        plan = portfolio.incumbent
+        return None if plan is None else Walk(plan.embedding, plan.attention, plan.head)
+
+    # ---- plans from modes ----
+
+    def _from_modes(self, bound: SplitBound, tables: SplitTables, whole: Walk | None) -> None:
+        planner = Planner(self.problem, SplitTimes(self.problem, self.costs, tables.steps))
+        walks = dict.fromkeys([*([whole] if whole is not None else []), *walks_of(self.problem, bound)])
+        found: list[_Found] = []
+        for walk in walks:
+            if time.perf_counter() > self.deadline or self.closed:
+                break
+            if min(planner.rooms(walk)) >= 0:
+                found.append(self._made(planner, walk, bound.modes))
+        found.sort(key=lambda one: one.seconds)
+        for one in found[:TUNED]:
+            self._offer(planner.placement(one.plan))
+            if not self.closed:
+                self._offer(planner.placement(self._tuned(planner, one).plan))
+
+    def _made(self, planner: Planner, walk: Walk, modes: Mapping[Mode, float]) -> _Found:
+        plan = planner.deal(walk, modes)
+        planner.fill(plan)
+        return _Found(planner.seconds(plan), plan, modes)
+
+    def _tuned(self, planner: Planner, start: _Found) -> _Found:
+        """More or fewer experts beside their attention, and on the CPU, as long as that helps."""
+        best, better = start, True
+        while better and time.perf_counter() < self.deadline:
+            better = False
+            for own, cpu in [*((f, 1.0) for f in FACTORS), *((1.0, f) for f in FACTORS)]:
+                modes = {
+                    _scaled(mode, own, cpu, planner): weight for mode, weight in best.modes.items()
+                }
+                if len(modes) == len(best.modes):
+                    found = self._made(planner, best.plan.walk, modes)
+                    if found.seconds < best.seconds * (1 - 1e-4):
+                        best, better = found, True
+        return best
+
+    # ---- what is known ----
+
+    @property
+    def closed(self) -> bool:
+        return self.best is not None and self.best.seconds * (1 - self.limits.relative_gap) <= self.bound_s
+
+    def _offer(self, placement: Placement) -> None:
+        if self.best is not None and placement == self.best.placement:
+            return
+        evaluation = judge(placement, self.costs, self.objective)
+        if evaluation.feasible and (self.best is None or evaluation.objective_s < self.best.seconds):
+            self.best = Candidate(placement, evaluation)
+
+    def proof(self) -> dict[str, Any]:
+        """status, objective, bound and gap as the plan document states them."""
+        assert self.best is not None
+        seconds = self.best.seconds
+        bound_s = min(seconds, self.bound_s)
+        gap = (seconds - bound_s) / seconds if seconds else 0.0
+        proved = gap <= 1e-9
+        return {
+            "status": "optimal" if proved else "feasible",
+            "objective_s": seconds,
+            "bound_s": seconds if proved else bound_s,
+            "gap": 0.0 if proved else gap,
+        }
+
+
+def _scaled(mode: Mode, own: float, cpu: float, planner: Planner) -> Mode:
+    if planner.problem.classes[mode.c].experts is None:
+        return mode
+    count = planner.times.experts(mode.c).count
+    e = min(count, round(mode.e * own))
+    return Mode(mode.c, mode.group, e, min(count - e, round(mode.n * cpu)))
+
+
+def walks_of(problem: Problem, bound: SplitBound) -> Iterator[Walk]:
+    """Contiguous walks with attention on the groups of cards where the bound's modes have it, in their proportions, on
+    one card of each, or more; embedding and head at the walk's ends, or on the CPU."""
+    weight: dict[int, float] = {}
+    for mode, layers in bound.modes.items():
+        weight[mode.group] = weight.get(mode.group, 0.0) + layers
+    cards = {g: [d for d, twin in enumerate(problem.twins) if twin == g] for g in dict.fromkeys(problem.twins)}
+    groups = [g for g in cards if weight.get(g, 0.0) >= 0.75] or [max(weight, key=lambda g: weight[g])]
+    cpu = problem.devices.index("cpu")
+    for numbers in islice(product(*(range(1, len(cards[g]) + 1) for g in groups)), MOST_WALKS):
+        used = [d for g, k in zip(groups, numbers, strict=True) for d in cards[g][:k]]
+        sizes = [weight[g] / k for g, k in zip(groups, numbers, strict=True) for _ in range(k)]
+        attention = _slices(problem, used, sizes)
+        if attention is None:
+            continue
+        for embedding, head in product((attention[0], cpu), (attention[-1], cpu)):
+            walk = Walk(embedding, attention, head)
+            if _may(problem, walk):
+                yield walk
+
+
+def _slices(problem: Problem, cards: list[int], sizes: list[float]) -> tuple[int, ...] | None:
+    """Layers in order on `cards`, in proportion to `sizes`; None if that leaves a card without any."""
+    n_layers, attention, done = len(problem.layer_class), list[int](), 0.0
+    for d, size in zip(cards, sizes, strict=True):
+        done += size
+        stop = round(done / sum(sizes) * n_layers)
+        if stop <= len(attention):
+            return None
+        attention += [d] * (stop - len(attention))
+    return tuple(attention)
+
+
+def _may(problem: Problem, walk: Walk) -> bool:
+    """Whether pins, target and order allow the walk."""
+    attention = all(
+        problem.classes[c].attention.allowed[a] for c, a in zip(problem.layer_class, walk.attention, strict=True)
+    )
+    ends = problem.embedding.allowed[walk.embedding] and problem.head.allowed[walk.head]
+    stops = (*walk.attention, walk.head) if problem.head_in_order else walk.attention
+    return attention and ends and all(problem.in_order(a, b) for a, b in pairwise(stops))

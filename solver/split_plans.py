@@ -1,0 +1,248 @@
+"""Plans that split layers: from the modes of `solver/split_bound.py` and a walk to numbers of experts on every device.
+
+Every layer gets a mode of its class in the linear program's proportions. Its own experts go to its card, and those that
+the mode spreads over other GPUs are dealt out evenly, each card's room being handed out in step with the layers that may
+use it. What does not fit goes to the CPU, and what room is left at the end is filled from there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from profiles.placement import LayerPlacement, Placement
+from solver.problem import Problem
+from solver.split_bound import Mode
+from solver.split_times import Counts, SplitTimes
+from solver.walk import Walk
+
+FILL_STEPS = 400
+
+
+@dataclass
+class SplitPlan:
+    """A walk and, for each layer, its experts on each device (None for a dense layer)."""
+
+    walk: Walk
+    counts: list[Counts | None]
+
+
+class Planner:
+    """Makes and mends split plans of one problem."""
+
+    def __init__(self, problem: Problem, times: SplitTimes) -> None:
+        self.problem, self.times = problem, times
+        self.cpu = problem.devices.index("cpu")
+        self.gpus = [d for d in range(len(problem.devices)) if d != self.cpu]
+
+    # ---- bytes ----
+
+    def bytes_of(self, i: int, d: int, n: int) -> int:
+        """Bytes of n experts of layer i on device d (where experts differ, of n average ones)."""
+        experts = self.times.experts(self.problem.layer_class[i])
+        stored = experts.weight_bytes.on(self.times.costs.device[self.problem.devices[d]].kind)
+        return -(-stored * n // experts.count)
+
+    def rooms(self, walk: Walk) -> list[int]:
+        """Bytes for experts on each device beside attention, embedding and head, and the workspaces of all."""
+        problem = self.problem
+        kinds = [kind.experts for kind in problem.classes if kind.experts is not None]
+        rooms = []
+        for d, usable in enumerate(problem.usable):
+            need = max((x.workspace for x in kinds), default=0)
+            room = usable
+            for block, home in ((problem.embedding, walk.embedding), (problem.head, walk.head)):
+                if home == d:
+                    room, need = room - block.bytes[d], max(need, block.workspace)
+            room += problem.tied_bytes * (walk.embedding == walk.head == d)
+            for c, a in zip(problem.layer_class, walk.attention, strict=True):
+                if a == d:
+                    attention = problem.classes[c].attention
+                    room, need = room - attention.bytes[d], max(need, attention.workspace)
+            rooms.append(room - need)
+        return rooms
+
+    # ---- a first deal ----
+
+    def deal(self, walk: Walk, modes: Mapping[Mode, float]) -> SplitPlan:
+        problem = self.problem
+        chosen = self._chosen(walk, modes)
+        rooms = self.rooms(walk)
+        counts: list[Counts | None] = [None] * len(problem.layer_class)
+        self._own_at_most(walk, chosen, rooms)
+        for i, mode in chosen.items():
+            rooms[walk.attention[i]] -= self.bytes_of(i, walk.attention[i], mode[0])
+        wanted = {i: self._count(i) - e - n for i, (e, n) in chosen.items()}
+        total = {d: sum(wanted[i] * self._one(i) for i in wanted if walk.attention[i] != d) for d in self.gpus}
+        so_far, used = dict.fromkeys(self.gpus, 0), dict.fromkeys(self.gpus, 0)
+        for i, (e, n) in chosen.items():
+            a = walk.attention[i]
+            here = [0] * len(problem.devices)
+            here[a] += e
+            limits = {}
+            for d in self.gpus:
+                if d != a and total[d]:
+                    so_far[d] += wanted[i] * self._one(i)
+                    budget = max(0, rooms[d]) * so_far[d] // total[d] - used[d]
+                    limits[d] = max(0, budget) // self._one(i) if self._may(i, d) else 0
+            left = self._spread(i, a, wanted[i], limits, here)
+            for d in limits:
+                used[d] += here[d] * self._one(i)
+            here[self.cpu] += n + left
+            counts[i] = tuple(here)
+        plan = SplitPlan(walk, counts)
+        self.mend(plan)
+        return plan
+
+    def _count(self, i: int) -> int:
+        return self.times.experts(self.problem.layer_class[i]).count
+
+    def _one(self, i: int) -> int:
+        return max(1, self.bytes_of(i, self.gpus[0] if self.gpus else self.cpu, 1))
+
+    def _may(self, i: int, d: int) -> bool:
+        experts = self.problem.classes[self.problem.layer_class[i]].experts
+        return experts is not None and experts.allowed[d]
+
+    def _chosen(self, walk: Walk, modes: Mapping[Mode, float]) -> dict[int, tuple[int, int]]:
+        """(own, CPU) experts for each layer with experts, in the proportions of `modes`; those of the layer's own group
+        of cards first, if the class has any there."""
+        problem, given = self.problem, dict[Mode, float]()
+        chosen = {}
+        for i, (c, a) in enumerate(zip(problem.layer_class, walk.attention, strict=True)):
+            if problem.classes[c].experts is None:
+                continue
+            mine = [mode for mode in modes if mode.c == c and mode.group == problem.twins[a]]
+            mine = mine or [mode for mode in modes if mode.c == c]
+            weight = sum(modes[mode] for mode in mine)
+            done = 1 + sum(given.get(mode, 0.0) for mode in mine)
+            best = max(mine, key=lambda mode: modes[mode] / weight * done - given.get(mode, 0.0))
+            given[best] = given.get(best, 0.0) + 1.0
+            chosen[i] = (best.e, best.n) if a != self.cpu else (best.n or best.e, 0)
+        return chosen
+
+    def _own_at_most(self, walk: Walk, chosen: dict[int, tuple[int, int]], rooms: Sequence[int]) -> None:
+        """Fewer own experts on cards that have no room for what their layers' modes ask."""
+        for d in range(len(rooms)):
+            mine = [i for i in chosen if walk.attention[i] == d]
+            asked = sum(self.bytes_of(i, d, chosen[i][0]) for i in mine)
+            if asked > rooms[d]:
+                share = max(0.0, rooms[d] / asked)
+                for i in mine:
+                    e, n = chosen[i]
+                    chosen[i] = int(e * share), n
+
+    def _spread(self, i: int, a: int, n: int, limits: Mapping[int, int], here: list[int]) -> int:
+        """Deal n experts out to `limits`, evenly in time; what finds no room."""
+        pace = {d: self.pace(i, a, d) for d in limits if limits[d] > 0}
+        while n and pace:
+            d = min(pace, key=lambda d: ((here[d] + 1) * pace[d], d))
+            here[d] += 1
+            n -= 1
+            if here[d] >= limits[d]:
+                del pace[d]
+        return n
+
+    def pace(self, i: int, a: int, d: int) -> float:
+        """How slow device d is for experts of layer i."""
+        experts = self.problem.classes[self.problem.layer_class[i]].experts
+        assert experts is not None
+        return experts.busy[d] + 1
+
+    # ---- mending ----
+
+    def free(self, plan: SplitPlan) -> list[int]:
+        """Bytes left on each device; negative where it overflows."""
+        left = self.rooms(plan.walk)
+        for i, here in enumerate(plan.counts):
+            for d, n in enumerate(here or ()):
+                if n:
+                    left[d] -= self.bytes_of(i, d, n)
+        return left
+
+    def mend(self, plan: SplitPlan) -> None:
+        """Move experts off devices that overflow: to GPUs with room, else to the CPU."""
+        left = self.free(plan)
+        for d in self.gpus:
+            layers = [i for i, here in enumerate(plan.counts) if here is not None and here[d]]
+            while left[d] < 0 and layers:
+                i = max(layers, key=lambda i: (plan.counts[i] or (0,) * (d + 1))[d])
+                self.move(plan, i, d, self._refuge(i, d, left), left)
+                layers = [i for i in layers if (plan.counts[i] or (0,) * (d + 1))[d]]
+
+    def _refuge(self, i: int, d: int, left: Sequence[int]) -> int:
+        open_ = [e for e in self.gpus if e != d and left[e] >= self._one(i) + 1 and self._may(i, e)]
+        return max(open_, key=lambda e: left[e]) if open_ else self.cpu
+
+    def move(self, plan: SplitPlan, i: int, d: int, e: int, left: list[int], n: int = 1) -> None:
+        """n experts of layer i from device d to e."""
+        here = plan.counts[i]
+        assert here is not None
+        for device, by in ((d, -n), (e, n)):
+            left[device] += self.bytes_of(i, device, here[device]) - self.bytes_of(i, device, here[device] + by)
+        plan.counts[i] = moved(here, d, e, n)
+
+    def fill(self, plan: SplitPlan) -> None:
+        """Use room that is left: experts from the CPU, as long as that makes their layer faster."""
+        left = self.free(plan)
+        for _ in range(FILL_STEPS):
+            best: tuple[float, int, int, int] | None = None
+            seen: set[tuple[object, ...]] = set()
+            for i, here in enumerate(plan.counts):
+                if here is None or not here[self.cpu] or plan.walk.attention[i] == self.cpu:
+                    continue
+                for d in self.gpus:
+                    n = min(here[self.cpu], max(0, left[d]) // (self._one(i) + 1)) if self._may(i, d) else 0
+                    key = (self.problem.layer_class[i], plan.walk.attention[i] == d, here, d)
+                    if not n or key in seen:
+                        continue
+                    seen.add(key)
+                    for some in {n, 1, min(n, 8)}:
+                        gain = self._gain(plan, i, self.cpu, d, some) / some
+                        if gain > 0 and (best is None or gain > best[0]):
+                            best = (gain, i, d, some)
+            if best is None:
+                return
+            self.move(plan, best[1], self.cpu, best[2], left, best[3])
+
+    def _gain(self, plan: SplitPlan, i: int, d: int, e: int, n: int) -> float:
+        here = plan.counts[i]
+        assert here is not None
+        c, a = self.problem.layer_class[i], plan.walk.attention[i]
+        return self.times.seconds(c, a, here) - self.times.seconds(c, a, moved(here, d, e, n))
+
+    # ---- what a plan takes ----
+
+    def seconds(self, plan: SplitPlan) -> float:
+        """The objective, for steps that add up."""
+        problem, walk = self.problem, plan.walk
+        ticks = problem.embedding.ticks[walk.embedding] + problem.head.ticks[walk.head]
+        stops = (walk.embedding, *walk.attention, walk.head)
+        ticks += sum(problem.hop[a][b] for a, b in zip(stops, stops[1:], strict=False))
+        ticks += sum(
+            problem.classes[c].attention.ticks[a] for c, a in zip(problem.layer_class, walk.attention, strict=True)
+        )
+        total = ticks * problem.tick_s
+        for c, a, here in zip(problem.layer_class, walk.attention, plan.counts, strict=True):
+            total += self.times.seconds(c, a, here) if here is not None else 0.0
+        return total
+
+    def placement(self, plan: SplitPlan) -> Placement:
+        names, layers = self.problem.devices, []
+        for c, a, here in zip(self.problem.layer_class, plan.walk.attention, plan.counts, strict=True):
+            held = self.times.ids(c, a, here) if here is not None else {}
+            whole = len(held) == 1
+            layers.append(
+                LayerPlacement(
+                    attention=names[a], experts={names[d]: "all" if whole else ids for d, ids in held.items()}
+                )
+            )
+        return Placement(embedding=names[plan.walk.embedding], head=names[plan.walk.head], layers=layers)
+
+
+def moved(counts: Counts, d: int, e: int, n: int) -> Counts:
+    """`counts` with n experts more on e and fewer on d."""
+    here = list(counts)
+    here[d] -= n
+    here[e] += n
+    return tuple(here)
