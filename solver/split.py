@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -19,10 +20,11 @@ from solver.split_plans import Planner, SplitPlan
 from solver.split_times import SplitTimes
 from solver.walk import Walk
 
-WHOLE_SHARE = 0.3
+WHOLE_SHARE = 0.15
 """Share of the time that plans of whole blocks may take, and how near to their best they need to come."""
 WHOLE_GAP = 0.002
 MOST_WALKS = 60
+FILLED = 4
 TUNED = 2
 """So many of the best plans are tuned: more and fewer experts beside attention, as factors."""
 FACTORS = (0.8, 0.9, 0.95, 1.05, 1.1, 1.2)
@@ -48,37 +50,38 @@ class SplitSearch:
         self.best: Candidate | None = None
         self.bound_s = 0.0
         self.whole_s: float | None = None
-        self._fastest = 0.0
+        self.whole_bound_s = math.inf
 
     def run(self, rules: Iterable[Placement]) -> None:
         """Whole blocks first, then the bound over all splits, and plans from its modes."""
         rules = list(rules)
         for placement in rules:
             self._offer(placement)
-        whole = self._whole(rules)
-        if self.problem.bottleneck:
-            return
-        tables = SplitTables(self.problem, self.costs, objective_steps(self.costs, self.objective))
-        bound = split_bound(tables)
-        if bound is not None:
-            self.bound_s = bound.seconds
-            self._from_modes(bound, tables, whole)
+        whole = self._whole(rules, WHOLE_SHARE, WHOLE_GAP)
+        if not self.problem.bottleneck:
+            tables = SplitTables(self.problem, self.costs, objective_steps(self.costs, self.objective))
+            bound = split_bound(tables)
+            if bound is not None:
+                self.bound_s = bound.seconds
+                self._from_modes(bound, tables, whole)
+        if self.best is not None and self.best.seconds > self.whole_bound_s:
+            # Whole blocks may still be better than what was found: never return less than they give.
+            self._whole(rules, 1.0, 0.0)
 
-    def _whole(self, rules: list[Placement]) -> Walk | None:
+    def _whole(self, rules: list[Placement], share: float, gap: float) -> Walk | None:
         """Plans of whole blocks; the walk of the best."""
-        limits = replace(
-            self.limits,
-            seconds=WHOLE_SHARE * self.limits.seconds,
-            relative_gap=max(WHOLE_GAP, self.limits.relative_gap),
-        )
-        until = min(self.deadline, time.perf_counter() + limits.seconds)
+        seconds = share * max(0.0, self.deadline - time.perf_counter())
+        limits = replace(self.limits, seconds=share * self.limits.seconds, relative_gap=max(gap, self.limits.relative_gap))
+        until = time.perf_counter() + seconds
         portfolio = Portfolio(replace(self.problem, split_experts=False), self.costs, self.objective, limits, until)
         try:
             portfolio.run(rules)
         except ProvedInfeasible:
+            self.whole_bound_s = math.inf
             return None
         if portfolio.best is not None:
             self.whole_s = portfolio.best.seconds
+            self.whole_bound_s = portfolio.proof()["bound_s"]
             self._offer(portfolio.best.placement)
         plan = portfolio.incumbent
         return None if plan is None else Walk(plan.embedding, plan.attention, plan.head)
@@ -86,24 +89,45 @@ class SplitSearch:
     # ---- plans from modes ----
 
     def _from_modes(self, bound: SplitBound, tables: SplitTables, whole: Walk | None) -> None:
+        """Plans from walks as the bound has them, the best of them with other ends, and tuned."""
         planner = Planner(self.problem, SplitTimes(self.problem, self.costs, tables.steps))
-        walks = dict.fromkeys([*([whole] if whole is not None else []), *walks_of(self.problem, bound)])
-        found: list[_Found] = []
-        for walk in walks:
-            if time.perf_counter() > self.deadline or self.closed:
-                break
-            if min(planner.rooms(walk)) >= 0:
-                found.append(self._made(planner, walk, bound.modes))
-        found.sort(key=lambda one: one.seconds)
+        walks = dict.fromkeys([*walks_of(self.problem, bound), *([whole] if whole is not None else [])])
+        found = self._filled(planner, [self._dealt(planner, walk, bound.modes) for walk in self._in_time(walks, planner)])
+        if found and not self.closed:
+            ends = with_other_ends(self.problem, found[0].plan.walk)
+            more = [self._dealt(planner, walk, bound.modes) for walk in self._in_time(ends, planner)]
+            found = sorted([*found, *self._filled(planner, more)], key=lambda one: one.seconds)
         for one in found[:TUNED]:
-            self._offer(planner.placement(one.plan))
             if not self.closed:
                 self._offer(planner.placement(self._tuned(planner, one).plan))
 
-    def _made(self, planner: Planner, walk: Walk, modes: Mapping[Mode, float]) -> _Found:
+    def _in_time(self, walks: Iterable[Walk], planner: Planner) -> Iterator[Walk]:
+        """Those with room for their attention, until time is up."""
+        for walk in walks:
+            if time.perf_counter() > self.deadline:
+                return
+            if min(planner.rooms(walk)) >= 0:
+                yield walk
+
+    def _dealt(self, planner: Planner, walk: Walk, modes: Mapping[Mode, float]) -> _Found:
         plan = planner.deal(walk, modes)
-        planner.fill(plan)
         return _Found(planner.seconds(plan), plan, modes)
+
+    def _filled(self, planner: Planner, found: list[_Found]) -> list[_Found]:
+        """The best few, with what room they leave used, offered, best first."""
+        better = []
+        for one in sorted(found, key=lambda one: one.seconds)[:FILLED]:
+            planner.fill(one.plan)
+            better.append(replace(one, seconds=planner.seconds(one.plan)))
+        better.sort(key=lambda one: one.seconds)
+        if better:
+            self._offer(planner.placement(better[0].plan))
+        return better
+
+    def _made(self, planner: Planner, walk: Walk, modes: Mapping[Mode, float]) -> _Found:
+        found = self._dealt(planner, walk, modes)
+        planner.fill(found.plan)
+        return replace(found, seconds=planner.seconds(found.plan))
 
     def _tuned(self, planner: Planner, start: _Found) -> _Found:
         """More or fewer experts beside their attention, and on the CPU, as long as that helps."""
@@ -165,16 +189,30 @@ def walks_of(problem: Problem, bound: SplitBound) -> Iterator[Walk]:
     cards = {g: [d for d, twin in enumerate(problem.twins) if twin == g] for g in dict.fromkeys(problem.twins)}
     groups = [g for g in cards if weight.get(g, 0.0) >= 0.75] or [max(weight, key=lambda g: weight[g])]
     cpu = problem.devices.index("cpu")
+    seen = set()
     for numbers in islice(product(*(range(1, len(cards[g]) + 1) for g in groups)), MOST_WALKS):
         used = [d for g, k in zip(groups, numbers, strict=True) for d in cards[g][:k]]
         sizes = [weight[g] / k for g, k in zip(groups, numbers, strict=True) for _ in range(k)]
         attention = _slices(problem, used, sizes)
         if attention is None:
             continue
-        for embedding, head in product((attention[0], cpu), (attention[-1], cpu)):
-            walk = Walk(embedding, attention, head)
-            if _may(problem, walk):
-                yield walk
+        embedding = cpu if bound.embedding_on_cpu else attention[0]
+        walk = Walk(embedding, attention, cpu if bound.head_on_cpu else attention[-1])
+        for one in (walk, *with_other_ends(problem, walk)):
+            if _may(problem, one):
+                if one not in seen:
+                    seen.add(one)
+                    yield one
+                break
+
+
+def with_other_ends(problem: Problem, walk: Walk) -> Iterator[Walk]:
+    """The same walk with embedding and head at its ends, or on the CPU."""
+    cpu = problem.devices.index("cpu")
+    for embedding, head in product((walk.attention[0], cpu), (walk.attention[-1], cpu)):
+        other = Walk(embedding, walk.attention, head)
+        if other != walk and _may(problem, other):
+            yield other
 
 
 def _slices(problem: Problem, cards: list[int], sizes: list[float]) -> tuple[int, ...] | None:

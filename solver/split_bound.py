@@ -38,12 +38,13 @@ class Mode:
 
 @dataclass(frozen=True)
 class SplitBound:
-    """Seconds that no placement beats; the modes that the linear program mixes, as numbers of layers; and what a GB on
-    each group is worth in seconds."""
+    """Seconds that no placement beats; the modes that the linear program mixes, as numbers of layers; and whether it has
+    the embedding and the head on the CPU."""
 
     seconds: float
     modes: Mapping[Mode, float]
-    worth: Mapping[int, float]
+    embedding_on_cpu: bool
+    head_on_cpu: bool
 
 
 @dataclass(frozen=True)
@@ -134,6 +135,7 @@ class SplitProgram:
         self.caps: dict[Row, float] = {}
         self.others: list[tuple[float, float, dict[Row, float]]] = []
         self.ends: dict[str, list[tuple[float, dict[Row, float]]]] = {"start": [], "end": []}
+        self._end_variables: dict[str, list[pywraplp.Variable]] = {"start": [], "end": []}
         self.modes: dict[Mode, pywraplp.Variable] = {}
         self._rows()
         self._variables()
@@ -205,6 +207,12 @@ class SplitProgram:
         variable = self._variable(cost, rows)
         self.chosen[end].SetCoefficient(variable, 1.0)
         self.ends[end].append((cost, rows))
+        self._end_variables[end].append(variable)
+
+    def on_cpu(self, end: str) -> bool:
+        """Whether the solution has most of this end's block on the CPU."""
+        options = zip(self.ends[end], self._end_variables[end], strict=True)
+        return sum(v.solution_value() for (_, rows), v in options if ("room", self.cpu) in rows) > 0.5
 
     def _variable(self, cost: float, rows: Mapping[Row, float]) -> pywraplp.Variable:
         variable = self.lp.NumVar(0, self.lp.infinity(), "")
@@ -285,21 +293,20 @@ def split_bound(tables: SplitTables) -> SplitBound | None:
         for e, n in {(last, 0), (0, last), divmod(int(np.argmin(tables.kinds[c, g].seconds)), last + 1)}:
             if np.isfinite(tables.kinds[c, g].seconds[e, n]):
                 program.add(Mode(c, g, e, n))
-    worth: dict[int, float] = {}
     modes: dict[Mode, float] = {}
+    on_cpu = {"start": False, "end": False}
     for _ in range(ROUNDS):
         if program.lp.Solve() != pywraplp.Solver.OPTIMAL:
             return None
         prices = {row: max(0.0, -constraint.dual_value() / program.scale) for row, constraint in program.rows.items()}
         found = {key: program.cheapest(prices, *key) for key in tables.kinds}
         least = [min(found[c, g][0] for k, g in tables.kinds if k == c) for c in range(len(tables.problem.classes))]
-        bound = program.bound(prices, least)
-        if bound > best:
-            best, worth = bound, {g: prices["room", g] + prices["experts", g] for g in tables.groups}
+        best = max(best, program.bound(prices, least))
         value = program.lp.Objective().Value() / program.scale
         modes = {mode: weight for mode, v in program.modes.items() if (weight := v.solution_value()) > 1e-7}
+        on_cpu = {end: program.on_cpu(end) for end in on_cpu}
         if value - best < 2e-5 * value:
             break
         if not any([program.add(mode) for (c, _), (cost, mode) in found.items() if cost < least[c] + 1e-3 * value / 60]):
             break
-    return SplitBound(best * (1 - 1e-9), modes, worth)
+    return SplitBound(best * (1 - 1e-9), modes, on_cpu["start"], on_cpu["end"])

@@ -34,6 +34,7 @@ class Planner:
         self.problem, self.times = problem, times
         self.cpu = problem.devices.index("cpu")
         self.gpus = [d for d in range(len(problem.devices)) if d != self.cpu]
+        self._ones: dict[int, int] = {}
 
     # ---- bytes ----
 
@@ -98,7 +99,10 @@ class Planner:
         return self.times.experts(self.problem.layer_class[i]).count
 
     def _one(self, i: int) -> int:
-        return max(1, self.bytes_of(i, self.gpus[0] if self.gpus else self.cpu, 1))
+        c = self.problem.layer_class[i]
+        if c not in self._ones:
+            self._ones[c] = max(1, self.bytes_of(i, self.gpus[0] if self.gpus else self.cpu, 1))
+        return self._ones[c]
 
     def _may(self, i: int, d: int) -> bool:
         experts = self.problem.classes[self.problem.layer_class[i]].experts
@@ -136,11 +140,18 @@ class Planner:
         """Deal n experts out to `limits`, evenly in time; what finds no room."""
         pace = {d: self.pace(i, a, d) for d in limits if limits[d] > 0}
         while n and pace:
-            d = min(pace, key=lambda d: ((here[d] + 1) * pace[d], d))
-            here[d] += 1
-            n -= 1
-            if here[d] >= limits[d]:
-                del pace[d]
+            # As far as all can go at once, then one by one.
+            level = n / sum(1 / p for p in pace.values())
+            for d in list(pace):
+                more = min(int(level / pace[d]), limits[d] - here[d], n)
+                here[d], n = here[d] + more, n - more
+                if here[d] >= limits[d]:
+                    del pace[d]
+            if n and pace and n <= len(pace):
+                for d in sorted(pace, key=lambda d: ((here[d] + 1) * pace[d], d))[:n]:
+                    here[d], n = here[d] + 1, n - 1
+                    if here[d] >= limits[d]:
+                        del pace[d]
         return n
 
     def pace(self, i: int, a: int, d: int) -> float:
@@ -187,23 +198,32 @@ class Planner:
         left = self.free(plan)
         for _ in range(FILL_STEPS):
             best: tuple[float, int, int, int] | None = None
-            seen: set[tuple[object, ...]] = set()
-            for i, here in enumerate(plan.counts):
-                if here is None or not here[self.cpu] or plan.walk.attention[i] == self.cpu:
-                    continue
-                for d in self.gpus:
-                    n = min(here[self.cpu], max(0, left[d]) // (self._one(i) + 1)) if self._may(i, d) else 0
-                    key = (self.problem.layer_class[i], plan.walk.attention[i] == d, here, d)
-                    if not n or key in seen:
-                        continue
-                    seen.add(key)
-                    for some in {n, 1, min(n, 8)}:
-                        gain = self._gain(plan, i, self.cpu, d, some) / some
-                        if gain > 0 and (best is None or gain > best[0]):
-                            best = (gain, i, d, some)
+            for i, d in self._openings(plan, left):
+                here = plan.counts[i]
+                assert here is not None
+                n = min(here[self.cpu], left[d] // (self._one(i) + 1))
+                for some in {n, 1, min(n, 8)}:
+                    gain = self._gain(plan, i, self.cpu, d, some) / some
+                    if gain > 0 and (best is None or gain > best[0]):
+                        best = (gain, i, d, some)
             if best is None:
                 return
             self.move(plan, best[1], self.cpu, best[2], left, best[3])
+
+    def _openings(self, plan: SplitPlan, left: Sequence[int]) -> list[tuple[int, int]]:
+        """A layer and a GPU with room for some of its CPU experts, one of each kind of layer and GPU."""
+        problem, seen, found = self.problem, set[tuple[object, ...]](), []
+        for i, here in enumerate(plan.counts):
+            if here is None or not here[self.cpu] or plan.walk.attention[i] == self.cpu:
+                continue
+            c, a = problem.layer_class[i], plan.walk.attention[i]
+            shape = (c, problem.twins[a], here[a], here[self.cpu])
+            for d in self.gpus:
+                key = (shape, d == a, problem.twins[d], here[d])
+                if left[d] > self._one(i) and self._may(i, d) and key not in seen:
+                    seen.add(key)
+                    found.append((i, d))
+        return found
 
     def _gain(self, plan: SplitPlan, i: int, d: int, e: int, n: int) -> float:
         here = plan.counts[i]
