@@ -5,13 +5,13 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from statistics import median
 from typing import Any
 
 from instances import SMALL, STORY, SUITE, WORKLOADS, Instance, cluster, synthetic
-from rivals import Run, naive, scip_counts
+from rivals import naive, scip_counts
 
 from cost_models import CostModel
 from profiles.errors import InfeasiblePlacement, MoeplanError
@@ -66,8 +66,11 @@ class StoryRow:
 
 @dataclass(frozen=True)
 class RivalRow:
-    """Seconds to the same gap or to the limit. `scip_stopped`: SCIP was content with the gap of its own model, which
-    the plan laid out from it may not have. The rivals' seconds include building the problem, as ours do."""
+    """Seconds to the same gap or to the limit; the rivals' include building the problem, as ours do.
+
+    `scip_stopped`: SCIP was content with the gap of its own model, after `scip_own_seconds`. The plan laid out from it
+    may have a larger one; then SCIP searches again for a tenth of the gap, and `scip_seconds` are of both.
+    """
 
     name: str
     label: str
@@ -80,6 +83,7 @@ class RivalRow:
     naive_gap: float
     scip_seconds: float
     scip_gap: float
+    scip_own_seconds: float
     scip_stopped: bool
 
 
@@ -195,8 +199,11 @@ def rival_row(one: Instance, limit_seconds: float) -> RivalRow:
     costs = CostModel(one.profile, one.hardware, WORKLOADS[one.workload])
     problem = build_problem(costs, objective="request", granularity="module", allowed=Allowed(costs, "torch", None))
     build = time.perf_counter() - clock
-    scip: Run = scip_counts(problem, seconds=limit_seconds, relative_gap=RIVAL_GAP)
-    products: Run = naive(problem, seconds=limit_seconds, relative_gap=RIVAL_GAP, workers=NAIVE_WORKERS)
+    own = scip = scip_counts(problem, seconds=limit_seconds, relative_gap=RIVAL_GAP)
+    if own.status == "stopped" and not within(own.gap, RIVAL_GAP):
+        again = scip_counts(problem, seconds=limit_seconds - own.seconds, relative_gap=RIVAL_GAP / 10)
+        scip = replace(min(own, again, key=lambda run: run.gap), seconds=own.seconds + again.seconds)
+    products = naive(problem, seconds=limit_seconds, relative_gap=RIVAL_GAP, workers=NAIVE_WORKERS)
     return RivalRow(
         name=one.name,
         label=one.label if one in SUITE else "small",
@@ -209,7 +216,8 @@ def rival_row(one: Instance, limit_seconds: float) -> RivalRow:
         naive_gap=products.gap,
         scip_seconds=build + scip.seconds,
         scip_gap=scip.gap,
-        scip_stopped=scip.status == "stopped",
+        scip_own_seconds=build + own.seconds,
+        scip_stopped=own.status == "stopped",
     )
 
 

@@ -12,7 +12,7 @@ from cost_models.experts import distinct_experts
 from cost_models.links import Links
 from cost_models.roofline import measured_or, roofline_s
 from cost_models.splits import mean_of_slowest
-from cost_models.targets import target_memory
+from cost_models.targets import OFFLOAD_FROM_TOKENS, target_memory
 from profiles.hardware import Device, Hardware
 from profiles.model import Attention, Block, Experts, Layer, ModelProfile
 from profiles.workload import Workload
@@ -101,24 +101,45 @@ class CostModel:
 
     # ---- seconds -----------------------------------------------------------------------------------------------
 
+    def runs_on(self, device: str) -> str:
+        """The device that computes what is on `device`: itself, but where a target streams blocks (accelerate) the CPU's
+        are computed on the machine's first GPU. That is the GPU that keeps the buffer unless it holds nothing: times
+        then still count the first one."""
+        gpus = self.hardware.gpus
+        streamed = self.target_memory.streams_blocks and self.device[device].kind == "cpu" and gpus
+        return gpus[0].name if streamed else device
+
     def hop_s(self, a: str, b: str, tokens: int) -> float:
-        """Seconds to move the hidden vectors of `tokens` tokens of each sequence from `a` to `b`."""
+        """Seconds to move the hidden vectors of `tokens` tokens of each sequence from `a` to `b`.
+
+        They are where blocks are computed (`runs_on`), so between the CPU of a target that streams blocks and the first
+        GPU nothing moves. The triangle inequality holds all the same.
+        """
         n_bytes = self.workload.batch_size * tokens * self.profile.hidden_size * self.profile.activation_bytes
-        return self._links.hop_s(a, b, n_bytes)
+        return self._links.hop_s(self.runs_on(a), self.runs_on(b), n_bytes)
 
     def sync_s(self, device: str) -> float:
         known = self.device[device].sync_s
         return SYNC_S[self.device[device].kind] if known is None else known
 
     def block_s(self, part: str, layer: int, device: str, step: Step) -> float:
-        """t(block, device): `part` is embedding, attention, experts or head; `layer` matters for the middle two."""
+        """t(block, device): `part` is embedding, attention, experts or head; `layer` matters for the middle two.
+
+        Where the target streams blocks, t(block, cpu) is the time to copy the block's weights and t(block, first GPU).
+        """
         inner = part in ("attention", "experts")
         context = step.context if part == "attention" else 0.0
         return self._block_s(part, self.layer_class[layer] if inner else 0, device, step.tokens, context)
 
     def experts_from_s(self, layer: int, attention: str, device: str, step: Step) -> float:
         """X_l of docs/model.md with all experts on `device` and the layer's attention on `attention`."""
-        return self._handover_s(attention, device, step.tokens) + self.block_s("experts", layer, device, step)
+        there = self._handover_s(attention, device, step.tokens) + self.block_s("experts", layer, device, step)
+        if not self._offloads(attention, device, step.tokens):
+            return there
+        experts = self.layer(layer).experts
+        assert experts is not None
+        copied = self._links.hop_s(device, attention, self.weight_bytes(experts, device))
+        return min(there, copied + self.block_s("experts", layer, attention, step))
 
     def split_experts_s(self, layer: int, attention: str, parts: Mapping[str, Sequence[int]], step: Step) -> float:
         """X_l of a split layer: the mean, over which experts the tokens hit, of the slowest device's time."""
@@ -139,10 +160,24 @@ class CostModel:
         )
 
     def _handover_s(self, attention: str, device: str, tokens: int) -> float:
-        if device == attention:
+        if self.runs_on(device) == self.runs_on(attention):
             return 0.0
         hops = self.hop_s(attention, device, tokens) + self.hop_s(device, attention, tokens)
-        return self.sync_s(device) + hops
+        return self.sync_s(self.runs_on(device)) + hops
+
+    def _offloads(self, attention: str, device: str, tokens: int) -> bool:
+        """Whether experts on `device` may be copied to the attention's GPU and computed there (llama.cpp).
+
+        All of a layer's bytes are copied, and computing waits for them. Ignored: that llama.cpp since August 2025
+        copies only the experts that are used (pull request 15346), which of 512 tokens are nearly all.
+        """
+        kinds = self.device[device].kind, self.device[attention].kind
+        large = self._all_tokens(tokens) >= OFFLOAD_FROM_TOKENS
+        return self.target_memory.stages_experts and large and kinds == ("cpu", "gpu")
+
+    def _fetch_s(self, device: str, n_bytes: int) -> float:
+        """Seconds to copy weights from `device` to where they are computed; over the link, with nothing else to do."""
+        return self._links.hop_s(device, self.runs_on(device), n_bytes)
 
     def _compute_split_s(
         self, layer: int, attention: str, parts: tuple[tuple[str, tuple[int, ...]], ...], tokens: int
@@ -151,8 +186,15 @@ class CostModel:
         assert experts is not None
 
         def part_s(device: str, ids: tuple[int, ...]) -> Callable[[float], float]:
-            handover = self._handover_s(attention, device, tokens)
-            return lambda hit: handover + self._hit_experts_s(experts, device, ids, hit, tokens)
+            stored = self.expert_bytes(experts, device, ids)
+            before = self._handover_s(attention, device, tokens) + self._fetch_s(device, stored)
+            if not self._offloads(attention, device, tokens):
+                return lambda hit: before + self._hit_experts_s(experts, device, ids, hit, tokens)
+            copied = self._links.hop_s(device, attention, stored)
+            return lambda hit: min(
+                before + self._hit_experts_s(experts, device, ids, hit, tokens),
+                copied + self._hit_experts_s(experts, attention, ids, hit, tokens),
+            )
 
         seconds = [part_s(device, ids) for device, ids in parts]
         return mean_of_slowest(experts, [ids for _, ids in parts], seconds, self._all_tokens(tokens))
@@ -161,9 +203,9 @@ class CostModel:
         self, experts: Experts, device: str, ids: tuple[int, ...], distinct: float, tokens: int
     ) -> float:
         """Seconds for `distinct` of the experts `ids`, with their share of all the products of the step."""
-        place, batch = self.device[device], self._all_tokens(tokens)
+        place, batch = self.device[self.runs_on(device)], self._all_tokens(tokens)
         all_distinct = distinct_experts(experts, batch)
-        mean_bytes = self.expert_bytes(experts, device, ids) / len(ids)
+        mean_bytes = self.expert_bytes(experts, place.name, ids) / len(ids)
         share = distinct / all_distinct
 
         part = roofline_s(place, distinct * mean_bytes, share * self._experts_flops(experts, batch))
@@ -189,13 +231,14 @@ class CostModel:
 
     def _compute_block_s(self, part: str, layer: int, device: str, tokens: int, context: float) -> float:
         """t(block, device) of docs/model.md for `tokens` tokens of each sequence."""
-        place = self.device[device]
+        place = self.device[self.runs_on(device)]
         block = self.block(part, layer)
 
         def formula(all_tokens: int) -> float:
             return roofline_s(place, *self._bytes_and_flops(block, part, place, all_tokens, context))
 
-        return measured_or(block, place, self._all_tokens(tokens), formula)
+        fetch = self._fetch_s(device, self.weight_bytes(block, device))
+        return fetch + measured_or(block, place, self._all_tokens(tokens), formula)
 
     def block(self, part: str, layer: int) -> Block:
         """The profile's block; asking for the experts of a dense layer is a bug."""

@@ -187,8 +187,9 @@ class Deal:
     def _to_rooms(self, x: ExpertsCosts, a: int, n: int, rooms: dict[int, int]) -> tuple[int, int]:
         """n blocks of experts from a to wherever they fit, cheapest first and tightest room first."""
         total = 0
-        for d in sorted(rooms, key=lambda d: (x.ticks[a][d], rooms[d])):
-            fits = min(n, max(0, rooms[d]) // max(1, x.bytes[d])) if d != a and x.allowed[d] else 0
+        fitting = [d for d, room in rooms.items() if room >= x.bytes[d] and d != a and x.allowed[d]]
+        for d in sorted(fitting, key=lambda d: (x.ticks[a][d], rooms[d])):
+            fits = min(n, rooms[d] // max(1, x.bytes[d]))
             rooms[d] -= fits * x.bytes[d]
             total += fits * x.ticks[a][d]
             n -= fits

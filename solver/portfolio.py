@@ -12,6 +12,7 @@ from typing import Any
 from cost_models import CostModel
 from profiles.placement import Objective, Placement
 from solver.assignment import Assignment, arrange
+from solver.busiest import solve_busiest
 from solver.columns import ColumnSearch
 from solver.contents import contents_of
 from solver.counts import solve_counts
@@ -32,6 +33,7 @@ STEPS = 1000
 """Steps of polishing a walk; more hardly ever find more."""
 FEW_PATTERNS = 40
 """So many patterns are solved in no time, so they come before anything that is slow."""
+FILL_WORK = 0.1
 ROUNDS_PER_SECOND = 60
 """Linear programs of the branching for each second of the time limit, a fifth of what a slow machine does."""
 
@@ -66,22 +68,31 @@ class Portfolio:
         """Fill `best` and `bound`, beginning with the plans of `rules`. Raises ProvedInfeasible."""
         for placement in rules:
             self._offer(Assignment.of(placement, self.problem), placement)
-        if not self.problem.bottleneck:
-            self._by_columns()
+        if self.problem.bottleneck:
+            self._by_busiest()
+            return
+        self._by_columns()
         if not self.closed:
-            # For the bottleneck the counts are the whole problem; otherwise the slices may need their time.
-            share = math.inf if self.problem.bottleneck else 0.25
-            counts = solve_counts(self.problem, self._limits(share), floor=self.bound)
+            counts = solve_counts(self.problem, self._limits(0.25), floor=self.bound)
             self._raise_bound(counts.status, counts.bound)
             self._arranged(counts)
-        if not self.closed and not self.problem.bottleneck:
+        if not self.closed:
             slices = solve_slices(self.problem, self._limits(0.25), floor=self.bound, hint=self.incumbent)
             self._offer(slices.assignment)
-        small = is_small(self.problem) and not self.problem.bottleneck
-        if not self.closed and self.incumbent is not None and small:
+        if not self.closed and self.incumbent is not None and is_small(self.problem):
             free = solve_free_order(self.problem, self._limits(), floor=self.bound, hint=self.incumbent)
             self.bound = max(self.bound, free.bound)
             self._offer(free.assignment)
+
+    def _by_busiest(self) -> None:
+        """The exact model for the bottleneck; contiguous slices where its plan breaks the order of the devices."""
+        ceiling = None if self.incumbent is None else self.incumbent.ticks(self.problem)
+        found = solve_busiest(self.problem, self._limits(), floor=self.bound, ceiling=ceiling)
+        self._raise_bound(found.status, found.bound)
+        self._offer(found.assignment)
+        if not self.closed and self.problem.rank is not None:
+            slices = solve_slices(self.problem, self._limits(), floor=self.bound, hint=self.incumbent)
+            self._offer(slices.assignment)
 
     def _by_columns(self) -> None:
         """The columns' bound and walks at their prices, then branching, and whole patterns once they are few."""
@@ -137,7 +148,8 @@ class Portfolio:
                 self._filled(walk)
 
     def _filled(self, walk: Walk) -> None:
-        self._offer(fill(self.problem, walk, self._limits(0.02), floor=self.bound))
+        limits = self._limits(0.02)
+        self._offer(fill(self.problem, walk, replace(limits, work=min(limits.work, FILL_WORK)), floor=self.bound))
 
     def _arranged(self, outcome: Outcome, deal: Deal | None = None) -> None:
         """A plan with these counts, and what polishing makes of it."""
@@ -164,7 +176,13 @@ class Portfolio:
         """A bound of so many ticks ends the search."""
         if self.incumbent is None:
             return 2**62
-        return math.ceil(self.incumbent.ticks(self.problem) * (1 - self.limits.relative_gap))
+        ticks = self.incumbent.ticks(self.problem)
+        return min(ticks, math.ceil(ticks * (1 - self.limits.relative_gap)) + self._slack)
+
+    @property
+    def _slack(self) -> int:
+        """So many ticks may rounding have raised the integer optimum over the true one: a few a layer."""
+        return 4 * len(self.problem.layer_class) + 4
 
     def proof(self) -> dict[str, Any]:
         """status, objective, bound and gap as the plan document states them."""
@@ -172,9 +190,7 @@ class Portfolio:
         assert self.incumbent is not None
         seconds = self.best.seconds
         proved = self.incumbent.ticks(self.problem) <= self.bound
-        # Rounding may have raised the integer optimum over the true one by a few ticks a layer; give them back.
-        slack = 4 * len(self.problem.layer_class) + 4
-        bound_s = seconds if proved else max(0.0, min(seconds, (self.bound - slack) * self.problem.tick_s))
+        bound_s = seconds if proved else max(0.0, min(seconds, (self.bound - self._slack) * self.problem.tick_s))
         return {
             "status": "optimal" if proved else "feasible",
             "objective_s": seconds,

@@ -116,10 +116,9 @@ def test_machines_grow_and_models_with_them() -> None:
 
 
 def rival_row(**changes: float) -> RivalRow:
-    start = {"seconds": 1.0, "gap": 0.0, "naive_seconds": 4.0, "naive_gap": 0.0, "scip_seconds": 2.0, "scip_gap": 0.0}
-    return RivalRow(
-        name="one", label="fits", layers=2, devices=2, limit_seconds=8.0, scip_stopped=True, **(start | changes)
-    )
+    times = {"seconds": 1.0, "naive_seconds": 4.0, "scip_seconds": 2.0, "scip_own_seconds": 2.0, "limit_seconds": 8.0}
+    gaps = {"gap": 0.0, "naive_gap": 0.0, "scip_gap": 0.0}
+    return RivalRow(name="one", label="fits", layers=2, devices=2, scip_stopped=True, **(times | gaps | changes))
 
 
 def test_ratios_say_when_they_are_bounds() -> None:

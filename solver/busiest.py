@@ -1,0 +1,130 @@
+"""The model for throughput: how many attentions and experts each device holds, so that the busiest has least to do.
+
+Hops and hand-overs are nobody's work, so neither the order of layers nor which experts belong to which attention matters:
+numbers by class and device say everything, and the model is exact. Interchangeable devices are ordered by their work.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+from ortools.sat.python import cp_model
+
+from solver.assignment import Assignment, Counts, experts_for, lay_out
+from solver.load import Held, load_on
+from solver.problem import BlockCosts, Problem
+from solver.search import Limits, Outcome, bound_of, search, total
+
+Numbers = dict[tuple[int, int], cp_model.IntVar]
+"""By class and device."""
+
+
+def solve_busiest(problem: Problem, limits: Limits, *, floor: int = 0, ceiling: int | None = None) -> Outcome:
+    """The best numbers, a plan that has them, and a bound in ticks over all placements; `infeasible` is a proof.
+
+    `floor` is a known bound; nothing above `ceiling` is of interest. Where the devices have an order (`problem.rank`)
+    the plan may break it; the bound holds all the same.
+    """
+    cp, devices = cp_model.CpModel(), range(len(problem.devices))
+    attention: Numbers = {}
+    experts: Numbers = {}
+    for c, (kind, n) in enumerate(zip(problem.classes, problem.class_sizes, strict=True)):
+        _numbers(cp, attention, c, n, kind.attention.allowed)
+        if kind.experts is not None:
+            _numbers(cp, experts, c, n, kind.experts.allowed)
+            for d in devices if problem.whole_layers else ():
+                cp.add(experts[c, d] == attention[c, d])
+    ends = [_one_of(cp, block) for block in (problem.embedding, problem.head)]
+    busiest = cp.new_int_var(floor, _most(problem) if ceiling is None else max(floor, ceiling), "busiest")
+    busy = []
+    for d in devices:
+        cp.add(_load(problem, cp, d, attention, experts, ends) <= problem.usable[d])
+        busy.append(_busy(problem, d, attention, experts, ends))
+        cp.add(busy[d] <= busiest)
+    for first in dict.fromkeys(problem.twins):
+        for one, next_ in pairwise([d for d in devices if problem.twins[d] == first]):
+            cp.add(busy[one] >= busy[next_])
+    cp.minimize(busiest)
+    solver, status = search(cp, limits)
+    bound = max(floor, bound_of(solver, status))
+    if status in ("infeasible", "unknown"):
+        return Outcome(status, bound)
+    value = {"attention": _values(solver, attention), "experts": _values(solver, experts)}
+    chosen = [next(d for d in devices if solver.value(end[d])) for end in ends]
+    return Outcome(status, bound, assignment=_plan(problem, chosen, value["attention"], value["experts"]))
+
+
+def _numbers(cp: cp_model.CpModel, numbers: Numbers, c: int, n: int, allowed: tuple[bool, ...]) -> None:
+    for d, may in enumerate(allowed):
+        numbers[c, d] = cp.new_int_var(0, n * may, "")
+    cp.add(sum(numbers[c, d] for d in range(len(allowed))) == n)
+
+
+def _one_of(cp: cp_model.CpModel, block: BlockCosts) -> list[cp_model.IntVar]:
+    choice = [cp.new_int_var(0, int(may), "") for may in block.allowed]
+    cp.add_exactly_one(choice)
+    return choice
+
+
+def _most(problem: Problem) -> int:
+    """All blocks on their slowest devices, one after the other."""
+    most = max(problem.embedding.ticks) + max(problem.head.ticks)
+    for kind, n in zip(problem.classes, problem.class_sizes, strict=True):
+        most += n * (max(kind.attention.ticks) + (max(kind.experts.busy) if kind.experts is not None else 0))
+    return most
+
+
+def _load(
+    problem: Problem,
+    cp: cp_model.CpModel,
+    d: int,
+    attention: Numbers,
+    experts: Numbers,
+    ends: list[list[cp_model.IntVar]],
+) -> cp_model.LinearExpr:
+    held = []
+    for c, (kind, n) in enumerate(zip(problem.classes, problem.class_sizes, strict=True)):
+        held.append(Held(kind.attention.bytes[d], kind.attention.workspace, attention[c, d], n))
+        if kind.experts is not None:
+            held.append(Held(kind.experts.bytes[d], kind.experts.workspace, experts[c, d], n))
+    return load_on(problem, cp, d, ends[0][d], ends[1][d], held)
+
+
+def _busy(
+    problem: Problem, d: int, attention: Numbers, experts: Numbers, ends: list[list[cp_model.IntVar]]
+) -> cp_model.LinearExpr:
+    busy = total([(problem.embedding.ticks[d], ends[0][d]), (problem.head.ticks[d], ends[1][d])])
+    for c, kind in enumerate(problem.classes):
+        busy += kind.attention.ticks[d] * attention[c, d]
+        if kind.experts is not None:
+            busy += kind.experts.busy[d] * experts[c, d]
+    return busy
+
+
+def _values(solver: cp_model.CpSolver, numbers: Numbers) -> dict[tuple[int, int], int]:
+    return {key: solver.value(var) for key, var in numbers.items()}
+
+
+def _plan(
+    problem: Problem, ends: list[int], attention: dict[tuple[int, int], int], experts: dict[tuple[int, int], int]
+) -> Assignment:
+    """Layers in the order of the devices (of their ranks, where they have any), experts beside their attention as far
+    as the numbers allow."""
+    devices = range(len(problem.devices))
+    route = sorted(devices, key=lambda d: (problem.rank[d] if problem.rank else 0, d))
+    homes = lay_out(problem, attention, route, False)
+    pairs: dict[tuple[int, int, int], int] = {}
+    for c in range(len(problem.classes)):
+        away = {a: attention[c, a] for a in devices}
+        room = {d: experts.get((c, d), 0) for d in devices}
+        for a in devices:
+            pairs[c, a, a] = min(away[a], room[a])
+            away[a], room[a] = away[a] - pairs[c, a, a], room[a] - pairs[c, a, a]
+        for a in devices:
+            for d in devices:
+                moved = min(away[a], room[d])
+                if moved:
+                    pairs[c, a, d] = moved
+                    away[a], room[d] = away[a] - moved, room[d] - moved
+    counts = Counts(ends[0], ends[1], attention, pairs, ())
+    return Assignment(ends[0], ends[1], homes, experts_for(homes, counts, problem))
