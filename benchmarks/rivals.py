@@ -10,16 +10,15 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 from itertools import pairwise
 from typing import Literal
 
-from ortools.math_opt.python import mathopt
-from ortools.math_opt.solvers.gscip import gscip_pb2
 from ortools.sat.python import cp_model
 
-from solver.assignment import Assignment
+from solver.assignment import Assignment, arrange
 from solver.problem import Problem
+from solver.scip_counts import solve_scip_counts
+from solver.search import Limits
 
 Status = Literal["stopped", "infeasible", "limit"]
 
@@ -191,209 +190,17 @@ def _naive_plan(model: _Naive, solver: cp_model.CpSolver) -> Assignment:
 
 # ---- counts in SCIP --------------------------------------------------------------------------------------------
 
-MEGATICKS = 10**6
-"""Units of SCIP's objective: its tolerances suit numbers around a thousand."""
-FEASIBILITY = 1e-9
-"""SCIP's tolerance; memory is written in shares of each device's bytes, so it is some tens of bytes."""
-
-
-@dataclass(frozen=True)
-class _Counts:
-    """`attention[c, a]`, `experts[c, a, d]`: layers of a class there; `arcs[a, b]`: the route goes from a to b."""
-
-    mip: mathopt.Model
-    attention: dict[tuple[int, int], mathopt.Variable]
-    experts: dict[tuple[int, int, int], mathopt.Variable]
-    embedding: list[mathopt.Variable]
-    head: list[mathopt.Variable]
-    first: list[mathopt.Variable]
-    last: list[mathopt.Variable]
-    arcs: dict[tuple[int, int], mathopt.Variable]
-
 
 def scip_counts(problem: Problem, *, seconds: float, relative_gap: float) -> Run:
-    """How many layers of each class have attention on a and experts on d, in one thread of SCIP.
-
-    The order of layers is dropped. Hops are counted by degrees: each device with attention is entered once and left
-    once, and loops apart from the route are not forbidden, so the bound is at most that of a model that forbids them.
-    The plan is the counts laid out in order, each device keeping its layers together where they allow it; it may cost
-    more than SCIP thought. No symmetry is broken: putting equal devices in order helped some instances and hurt others.
+    """`solver/scip_counts.py` by itself: counts whose order is dropped, in one thread of SCIP, laid out in order as well
+    as two simple ways can. No symmetry is broken: putting equal devices in order helped some instances and hurt others.
     """
     _check(problem)
     started = time.perf_counter()
-    model = _counts_variables(problem)
-    _counts_places(problem, model)
-    for d in range(len(problem.devices)):
-        _counts_memory(problem, model, d)
-    _counts_route(problem, model)
-    _counts_objective(problem, model)
-    parameters = mathopt.SolveParameters(
-        time_limit=timedelta(seconds=max(0.01, seconds - (time.perf_counter() - started))),
-        relative_gap_tolerance=relative_gap,
-        threads=1,
-        gscip=gscip_pb2.GScipParameters(real_params={"numerics/feastol": FEASIBILITY}),
-    )
-    found = mathopt.solve(model.mip, mathopt.SolverType.GSCIP, params=parameters)
+    found = solve_scip_counts(problem, Limits(seconds, relative_gap=relative_gap))
     took = time.perf_counter() - started
-    reason = mathopt.TerminationReason
-    if found.termination.reason in (reason.INFEASIBLE, reason.INFEASIBLE_OR_UNBOUNDED):
+    if found.status == "infeasible":
         return Run("infeasible", took, None, 0)
-    bound = max(0.0, found.termination.objective_bounds.dual_bound)
-    plan = _counts_plan(problem, model, found) if found.has_primal_feasible_solution() else None
+    plan = arrange(found.counts, problem) if found.counts is not None else None
     ticks = plan.ticks(problem) if plan is not None and fits(problem, plan) else None
-    stopped = found.termination.reason == reason.OPTIMAL
-    return Run("stopped" if stopped else "limit", took, ticks, int(bound * MEGATICKS))
-
-
-def _counts_variables(problem: Problem) -> _Counts:
-    mip, devices = mathopt.Model(), range(len(problem.devices))
-
-    def booleans() -> list[mathopt.Variable]:
-        return [mip.add_binary_variable() for _ in devices]
-
-    attention, experts = {}, {}
-    for c, (kind, n) in enumerate(zip(problem.classes, problem.class_sizes, strict=True)):
-        for a in devices:
-            attention[c, a] = mip.add_integer_variable(lb=0, ub=n * kind.attention.allowed[a])
-            if kind.experts is not None:
-                for d in devices:
-                    open_ = kind.experts.allowed[d] and (a == d or not problem.whole_layers)
-                    experts[c, a, d] = mip.add_integer_variable(lb=0, ub=n * open_)
-    arcs = {(a, b): mip.add_binary_variable() for a in devices for b in devices if a != b}
-    return _Counts(mip, attention, experts, booleans(), booleans(), booleans(), booleans(), arcs)
-
-
-def _counts_places(problem: Problem, model: _Counts) -> None:
-    """Every block is somewhere that it may be."""
-    mip, devices = model.mip, range(len(problem.devices))
-    for block, choice in ((problem.embedding, model.embedding), (problem.head, model.head)):
-        mip.add_linear_constraint(mathopt.fast_sum(choice) == 1)
-        for d in devices:
-            choice[d].upper_bound = float(block.allowed[d])
-    for c, n in enumerate(problem.class_sizes):
-        mip.add_linear_constraint(mathopt.fast_sum(model.attention[c, a] for a in devices) == n)
-        if problem.classes[c].experts is not None:
-            for a in devices:
-                of = mathopt.fast_sum(model.experts[c, a, d] for d in devices)
-                mip.add_linear_constraint(of == model.attention[c, a])
-
-
-def _counts_memory(problem: Problem, model: _Counts, d: int) -> None:
-    """Shares of the device's bytes; a workspace counts once there is one block that needs it (big-M)."""
-    mip, share = model.mip, 1 / max(1, problem.usable[d])
-    ends = ((problem.embedding, model.embedding[d]), (problem.head, model.head[d]))
-    held: list[tuple[int, int, mathopt.LinearBase, int]] = [(b.bytes[d], b.workspace, here, 1) for b, here in ends]
-    for c, (kind, n) in enumerate(zip(problem.classes, problem.class_sizes, strict=True)):
-        held.append((kind.attention.bytes[d], kind.attention.workspace, model.attention[c, d], n))
-        if kind.experts is not None:
-            here = mathopt.fast_sum(model.experts[c, a, d] for a in range(len(problem.devices)))
-            held.append((kind.experts.bytes[d], kind.experts.workspace, here, n))
-    workspace = mip.add_variable(lb=0)
-    load: mathopt.LinearBase = mathopt.fast_sum([workspace, *(n_bytes * share * here for n_bytes, _, here, _ in held)])
-    for _, n_workspace, here, most in held:
-        if n_workspace:
-            present = mip.add_binary_variable()
-            mip.add_linear_constraint(here <= most * present)
-            mip.add_linear_constraint(workspace >= n_workspace * share * present)
-    if problem.tied_bytes:
-        both = mip.add_binary_variable()
-        mip.add_linear_constraint(both <= model.embedding[d])
-        mip.add_linear_constraint(both <= model.head[d])
-        load = load - problem.tied_bytes * share * both
-    mip.add_linear_constraint(load <= problem.usable[d] * share)
-
-
-def _counts_route(problem: Problem, model: _Counts) -> None:
-    """Degrees: a device with attention is entered once, from another or as the first, and left once."""
-    mip, devices = model.mip, range(len(problem.devices))
-    for ends in (model.first, model.last):
-        mip.add_linear_constraint(mathopt.fast_sum(ends) == 1)
-    for a in devices:
-        here = mathopt.fast_sum(model.attention[c, a] for c in range(len(problem.classes)))
-        used = mip.add_binary_variable()
-        mip.add_linear_constraint(here >= used)
-        mip.add_linear_constraint(here <= len(problem.layer_class) * used)
-        others = [b for b in devices if b != a]
-        mip.add_linear_constraint(model.first[a] + mathopt.fast_sum(model.arcs[b, a] for b in others) == used)
-        mip.add_linear_constraint(model.last[a] + mathopt.fast_sum(model.arcs[a, b] for b in others) == used)
-        mip.add_linear_constraint(model.attention[problem.layer_class[0], a] >= model.first[a])
-
-
-def _counts_objective(problem: Problem, model: _Counts) -> None:
-    devices = range(len(problem.devices))
-    terms: list[tuple[int, mathopt.Variable]] = [(problem.hop[a][b], arc) for (a, b), arc in model.arcs.items()]
-    for block, choice, end in (
-        (problem.embedding, model.embedding, model.first),
-        (problem.head, model.head, model.last),
-    ):
-        terms += [(block.ticks[d], choice[d]) for d in devices]
-        terms += [(problem.hop[d][e], arc) for (d, e), arc in _flow(model.mip, choice, end).items()]
-    terms += [(problem.classes[c].attention.ticks[a], var) for (c, a), var in model.attention.items()]
-    for (c, a, d), var in model.experts.items():
-        experts = problem.classes[c].experts
-        assert experts is not None
-        terms.append((experts.ticks[a][d], var))
-    model.mip.minimize(mathopt.fast_sum(weight / MEGATICKS * var for weight, var in terms))
-
-
-def _flow(
-    mip: mathopt.Model, one: list[mathopt.Variable], other: list[mathopt.Variable]
-) -> dict[tuple[int, int], mathopt.Variable]:
-    """`flow[d, e]`: the one choice is d and the other e. Fractions would do, as both choices are whole."""
-    devices = range(len(one))
-    flow = {(d, e): mip.add_variable(lb=0, ub=1) for d in devices for e in devices}
-    for d in devices:
-        mip.add_linear_constraint(mathopt.fast_sum(flow[d, e] for e in devices) == one[d])
-        mip.add_linear_constraint(mathopt.fast_sum(flow[e, d] for e in devices) == other[d])
-    return flow
-
-
-def _counts_plan(problem: Problem, model: _Counts, found: mathopt.SolveResult) -> Assignment:
-    """The cheaper of two ways to lay the counts out: along the route, or each time to where the walk can stay longest;
-    always staying on a device while it has room for the next layer's class."""
-    values = found.variable_values()
-
-    def whole(var: mathopt.Variable) -> int:
-        return int(values[var] + 0.5)
-
-    def chosen(choice: list[mathopt.Variable]) -> int:
-        return next(d for d, var in enumerate(choice) if whole(var))
-
-    onward = {a: b for (a, b), arc in model.arcs.items() if whole(arc)}
-    route = [chosen(model.first)]
-    while route[-1] in onward and onward[route[-1]] not in route:
-        route.append(onward[route[-1]])
-    route += [d for d in range(len(problem.devices)) if d not in route]
-    room = {key: whole(var) for key, var in model.attention.items()}
-    plans = []
-    for by_run in (False, True):
-        queues: dict[tuple[int, int], list[int]] = {}
-        for (c, a, d), var in model.experts.items():
-            queues.setdefault((c, a), []).extend([d] * whole(var))
-        attention = _walk(problem, dict(room), route, by_run)
-        places = zip(problem.layer_class, attention, strict=True)
-        experts = tuple(queues[c, a].pop(0) if problem.classes[c].experts else None for c, a in places)
-        plans.append(Assignment(chosen(model.embedding), chosen(model.head), attention, experts))
-    return min(plans, key=lambda plan: plan.ticks(problem))
-
-
-def _walk(problem: Problem, room: dict[tuple[int, int], int], route: list[int], by_run: bool) -> tuple[int, ...]:
-    """`room[c, a]`: how many layers of class c are to be on a; it is used up."""
-
-    def stay(i: int, a: int) -> int:
-        left = {c: room[c, a] for c in range(len(problem.classes))}
-        for n, c in enumerate(problem.layer_class[i:]):
-            if left[c] == 0:
-                return n
-            left[c] -= 1
-        return len(problem.layer_class) - i
-
-    attention: list[int] = []
-    for i, c in enumerate(problem.layer_class):
-        here = attention[-1] if attention else route[0]
-        if room[c, here] == 0:
-            open_ = [a for a in route if room[c, a]]
-            here = max(open_, key=lambda a: stay(i, a)) if by_run else open_[0]
-        room[c, here] -= 1
-        attention.append(here)
-    return tuple(attention)
+    return Run("stopped" if found.status == "optimal" else "limit", took, ticks, found.bound)

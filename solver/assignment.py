@@ -22,7 +22,7 @@ class Assignment:
     def ticks(self, problem: Problem) -> int:
         """The objective in ticks."""
         if problem.bottleneck:
-            return max(self._busy(problem))
+            return max(self.busy(problem))
         total = problem.embedding.ticks[self.embedding] + problem.head.ticks[self.head]
         stops = (self.embedding, *self.attention, self.head)
         total += sum(problem.hop[a][b] for a, b in pairwise(stops))
@@ -33,7 +33,8 @@ class Assignment:
                 total += experts.ticks[a][d]
         return total
 
-    def _busy(self, problem: Problem) -> list[int]:
+    def busy(self, problem: Problem) -> list[int]:
+        """Ticks of work of each device, hops and hand-overs left out."""
         busy = [0] * len(problem.devices)
         busy[self.embedding] += problem.embedding.ticks[self.embedding]
         busy[self.head] += problem.head.ticks[self.head]

@@ -14,8 +14,8 @@ from __future__ import annotations
 import heapq
 import math
 import time
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from itertools import count
 
 from ortools.linear_solver import pywraplp
@@ -80,18 +80,32 @@ class ColumnSearch:
         self.network = Network(problem)
         self.rounds = 0
         windows = Windows(problem)
-        self._knapsacks = {
-            g: InterleavedKnapsack(problem, g, windows)
-            if InterleavedKnapsack.suits(problem, g, windows)
-            else Knapsack(problem, g)
-            for g in self.network.groups
-        }
+        self._knapsacks = {g: dict(self._with_buffers(g, windows)) for g in self.network.groups}
         self._master = _Master(self.network)
         self._root: _Node | None = None
         self._heap: list[tuple[int, int, _Node]] = []
         self._order = count()
         self._at: Ranges = {}
         self.first = self._last = Priced({}, {}, 0)
+
+    def _with_buffers(self, g: int, windows: Windows) -> Iterator[tuple[int, Knapsack | InterleavedKnapsack]]:
+        """The knapsack of a card of group g beside a buffer of each size."""
+        for staged in self.network.buffers(g):
+            room = self.problem.usable[g] - staged
+            if room >= 0:
+                usable = tuple(room if d == g else n for d, n in enumerate(self.problem.usable))
+                problem = replace(self.problem, usable=usable) if staged else self.problem
+                suits = InterleavedKnapsack.suits(problem, g, windows)
+                yield staged, InterleavedKnapsack(problem, g, windows) if suits else Knapsack(problem, g)
+
+    def _best(self, duals: Mapping[Row, int], g: int) -> tuple[int, Contents]:
+        """The most that a card of group g can earn, and contents that do."""
+        found = [
+            (*knapsack.best(self.network.prices(duals, g, staged)), staged)
+            for staged, knapsack in self._knapsacks[g].items()
+        ]
+        value, contents, staged = max(found, key=lambda one: one[0])
+        return value, replace(contents, staged=staged) if staged else contents
 
     def start(self, known: Iterable[tuple[int, Contents]], enough: int, deadline: float) -> int:
         """The bound of the first linear program, begun with `known` contents; stops early at `enough` ticks."""
@@ -138,7 +152,7 @@ class ColumnSearch:
             if solved is None:
                 break
             values, duals, at = solved
-            best = {g: knapsack.best(self.network.prices(duals, g)) for g, knapsack in self._knapsacks.items()}
+            best = {g: self._best(duals, g) for g in self._knapsacks}
             earned = {g: value for g, (value, _) in best.items()}
             here = _lagrangian(self.network, duals, earned, ranges)
             if here >= self._last.bound or ranges != self._at:

@@ -26,7 +26,8 @@ MOST_POINTS = 6000
 @dataclass(frozen=True)
 class Contents:
     """Numbers of attentions, of experts, and of layers that have both here, by class; whether (0 or 1) the embedding
-    and the head are there; and how often a token has to come here at least."""
+    and the head are there; how often a token has to come here at least; and bytes of the buffer that is kept here:
+    classes that need a larger one (`Problem.staging`) have no experts of attention here on the CPU."""
 
     attention: tuple[int, ...]
     experts: tuple[int, ...]
@@ -34,6 +35,7 @@ class Contents:
     embedding: int = 0
     head: int = 0
     visits: int = 0
+    staged: int = 0
 
     @property
     def used(self) -> int:
@@ -61,7 +63,7 @@ class Contents:
             if kind.experts is not None:
                 total += h * kind.experts.bytes[device]
                 workspace = max(workspace, kind.experts.workspace * (h > 0))
-        return total + workspace
+        return total + workspace + self.staged
 
 
 def contents_of(problem: Problem, plan: Assignment) -> list[tuple[int, Contents]]:
@@ -78,7 +80,8 @@ def contents_of(problem: Problem, plan: Assignment) -> list[tuple[int, Contents]
             )
         ]
         ends = int(plan.embedding == d), int(plan.head == d)
-        found.append((g, Contents(counts[0], counts[1], counts[2], *ends, windows.visits(counts[0]))))
+        staged = max(problem.buffer(c, a, x) for c, a, x in layers if a == d) if any(counts[0]) else 0
+        found.append((g, Contents(counts[0], counts[1], counts[2], *ends, windows.visits(counts[0]), staged)))
     return found
 
 

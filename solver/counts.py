@@ -168,6 +168,10 @@ def counts_constraints(model: CountsModel, added: Sequence[cp_model.IntVar] | No
             _guests(model, c)
     for d in model.devices:
         cp.add(_load(model, d) <= problem.usable[d] + (added[d] if added is not None else 0))
+    if problem.main is not None:
+        d = problem.main
+        held = [model.experts_on(c, d) for c, kind in enumerate(problem.classes) if kind.experts is not None]
+        cp.add(model.attention_on(d) + model.embedding[d] + model.head[d] + sum(held) >= 1)
     _route(model)
 
 
@@ -190,7 +194,8 @@ def _load(model: CountsModel, d: int) -> cp_model.LinearExpr:
         held.append(Held(kind.attention.bytes[d], kind.attention.workspace, model.attention[c, d], n))
         if kind.experts is not None:
             held.append(Held(kind.experts.bytes[d], kind.experts.workspace, model.experts_on(c, d), n))
-    return load_on(problem, model.cp, d, model.embedding[d], model.head[d], held)
+    to_cpu = {c: var for (c, a, e), var in model.experts.items() if (a, e) == (d, problem.cpu)}
+    return load_on(problem, model.cp, d, model.embedding[d], model.head[d], held, to_cpu)
 
 
 def _route(model: CountsModel) -> None:

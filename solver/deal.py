@@ -6,7 +6,7 @@ whichever deal turns out cheaper; what is left over goes to cards with room, and
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -32,8 +32,10 @@ class _Hand:
 class Deal:
     """Ticks of walks over one problem, with what it has seen remembered."""
 
-    def __init__(self, problem: Problem) -> None:
+    def __init__(self, problem: Problem, held: Mapping[int, Sequence[int]] | None = None) -> None:
+        """With `held`, experts by class on devices, those devices hold just so many; the others as is best."""
         self.problem = problem
+        self._held = held or {}
         self.cpu = problem.devices.index("cpu")
         self.experts: dict[int, ExpertsCosts] = {
             c: kind.experts for c, kind in enumerate(problem.classes) if kind.experts is not None
@@ -46,6 +48,7 @@ class Deal:
         ]
         self._savings = {c: [self._saving(x, d) for d in devices] for c, x in self.experts.items()}
         self._hands: dict[tuple[int, tuple[int, ...], int, bool], _Hand] = {}
+        self._buffers = sorted({0, *problem.staging})
         self._guest_room = [self._room_of_guests(d) for d in devices]
         # A byte that fits nowhere costs more than any byte can save.
         dearest = max(max(kind.attention.ticks) for kind in problem.classes)
@@ -68,6 +71,8 @@ class Deal:
                 here[c] += prefix[j] - prefix[i]
         counts.setdefault(embedding, [0] * len(self._prefix))
         counts.setdefault(head, [0] * len(self._prefix))
+        for d in self._held:
+            counts.setdefault(d, [0] * len(self._prefix))
         held = {d: (tuple(here), (embedding == d) + 2 * (head == d)) for d, here in counts.items()}
         local = self._dealt(held, False)
         return local if self.problem.whole_layers or not self.experts else min(local, self._dealt(held, True))
@@ -113,7 +118,8 @@ class Deal:
             workspace = max(workspace, kind.attention.workspace * (n > 0))
         workspace = max(workspace, *(x.workspace for x in self.experts.values() if x.allowed[d]), 0, 0)
         room -= workspace
-        held = self._packed(d, max(0, room), counts, inviting)
+        held, buffer = self._beside_buffer(d, room, counts, inviting)
+        room -= buffer
         left, invited = [], []
         for (c, x), n in zip(self.experts.items(), held, strict=True):
             local = min(n, counts[c])
@@ -122,12 +128,27 @@ class Deal:
             barred += local * (not x.allowed[d])
             left.append(counts[c] - local)
             invited.append(n - local)
+            room -= (n - local) * x.bytes[d] if d in self._held else 0
         return _Hand(ticks, max(0, room), max(0, -room) + barred * 10**12, tuple(left), tuple(invited))
+
+    def _beside_buffer(
+        self, d: int, room: int, counts: tuple[int, ...], inviting: bool
+    ) -> tuple[tuple[int, ...], int]:
+        """Experts on a card, and the smallest buffer that lets all others with attention here go to the CPU."""
+        for buffer in self._buffers[:-1]:
+            held = self._packed(d, max(0, room - buffer), counts, inviting)
+            left = (c for c, n in zip(self.experts, held, strict=True) if n < counts[c])
+            if all(self.problem.buffer(c, d, self.cpu) <= buffer for c in left):
+                return held, buffer
+        buffer = self._buffers[-1]
+        return self._packed(d, max(0, room - buffer), counts, inviting), buffer
 
     def _packed(self, d: int, room: int, counts: Sequence[int], inviting: bool) -> tuple[int, ...]:
         """Experts of each class on a card with `counts` attentions, those that save most."""
         if self.problem.whole_layers:
             return tuple(counts[c] for c in self.experts)
+        if d in self._held:
+            return tuple(self._held[d][c] for c in self.experts)
         return max(self._packings(d, room, counts, inviting, 0, 0, ()), default=(0, ()))[1]
 
     def _packings(
@@ -174,7 +195,7 @@ class Deal:
                 seated = min(n, seats) if k == c and d != a and x.ticks[a][d] < x.ticks[a][self.cpu] else 0
                 if seated:
                     invited[d, k] -= seated
-                    rooms[d] -= seated * x.bytes[d]
+                    rooms[d] -= seated * x.bytes[d] if d not in self._held else 0
                     total += seated * x.ticks[a][d]
                     n -= seated
             if n:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping, Sequence
 
 from ortools.sat.python import cp_model
 
@@ -13,10 +14,18 @@ from solver.search import Limits, search, total
 from solver.walk import Walk
 
 
-def fill(problem: Problem, walk: Walk, limits: Limits, *, floor: int = 0) -> Assignment | None:
+def fill(
+    problem: Problem,
+    walk: Walk,
+    limits: Limits,
+    *,
+    floor: int = 0,
+    held: Mapping[int, Sequence[int]] | None = None,
+) -> Assignment | None:
     """The best experts for the attention, embedding and head of `walk`; None where they do not fit or none was found.
 
-    `floor` in ticks: no plan is better, so the search stops there.
+    `floor` in ticks: no plan is better, so the search stops there. With `held`, experts by class on devices, these
+    devices hold at most so many.
     """
     if problem.whole_layers:
         experts = [
@@ -37,6 +46,9 @@ def fill(problem: Problem, walk: Walk, limits: Limits, *, floor: int = 0) -> Ass
                 moved[c, a, d] = cp.new_int_var(0, n, "")
                 ticks += experts.ticks[a][d] * moved[c, a, d]
         cp.add(sum(moved[c, a, d] for d in devices if (c, a, d) in moved) == n)
+    for d, most in (held or {}).items():
+        for c, n in enumerate(most):
+            cp.add(sum(var for (k, _, e), var in moved.items() if (k, e) == (c, d)) <= n)
     for d in devices:
         cp.add(_load(problem, cp, walk, layers, moved, d) <= problem.usable[d])
     fixed = Assignment(walk.embedding, walk.head, walk.attention, (None,) * len(walk.attention)).ticks(problem)
@@ -66,4 +78,6 @@ def _load(
         if kind.experts is not None:
             number = total((1, var) for (k, _, e), var in moved.items() if (k, e) == (c, d))
             held.append(Held(kind.experts.bytes[d], kind.experts.workspace, number, n))
-    return load_on(problem, cp, d, cp.new_constant(walk.embedding == d), cp.new_constant(walk.head == d), held)
+    embedding, head = (cp.new_constant(end == d) for end in (walk.embedding, walk.head))
+    to_cpu = {c: var for (c, a, e), var in moved.items() if (a, e) == (d, problem.cpu)}
+    return load_on(problem, cp, d, embedding, head, held, to_cpu)

@@ -6,6 +6,7 @@ could pay: it closes what the slices leave open there.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -38,18 +39,55 @@ def solve_free_order(problem: Problem, limits: Limits, *, floor: int, hint: Assi
     """The best placement of all; its bound, where better than `floor`, is valid for every placement."""
     cp = cp_model.CpModel()
     choices = _choices(problem, cp)
-    for d in range(len(problem.devices)):
-        cp.add(_load(problem, cp, choices, d) <= problem.usable[d])
+    _within(problem, cp, choices)
     ticks = _ticks(problem, cp, choices)
     if floor > 0:
         cp.add(ticks >= floor)
     cp.minimize(ticks)
-    for (i, a, d), chosen in choices.pair.items():
-        cp.add_hint(chosen, int((hint.attention[i], hint.experts[i]) == (a, d)))
+    _hint(cp, choices, hint)
     solver, status = search(cp, limits)
     if status in ("infeasible", "unknown"):
         return Outcome(status, floor)
     return Outcome(status, max(floor, bound_of(solver, status)), assignment=_decode(choices, solver))
+
+
+def solve_roomiest(
+    problem: Problem, limits: Limits, *, most_ticks: int, counted: Sequence[int], hint: Assignment
+) -> Assignment | None:
+    """Of all placements of at most `most_ticks` ticks the one that leaves most bytes free on the fullest of the
+    `counted` devices; None where none was found."""
+    cp = cp_model.CpModel()
+    choices = _choices(problem, cp)
+    loads = _within(problem, cp, choices)
+    if problem.bottleneck:
+        for d in range(len(problem.devices)):
+            cp.add(_busy(problem, choices, d) <= most_ticks)
+    else:
+        cp.add(_ticks(problem, cp, choices) <= most_ticks)
+    free = cp.new_int_var(0, min(problem.usable[d] for d in counted), "free")
+    for d in counted:
+        cp.add(loads[d] + free <= problem.usable[d])
+    cp.maximize(free)
+    _hint(cp, choices, hint)
+    solver, status = search(cp, limits)
+    return None if status in ("infeasible", "unknown") else _decode(choices, solver)
+
+
+def _within(problem: Problem, cp: cp_model.CpModel, choices: _Choices) -> list[cp_model.LinearExpr]:
+    """Every device within its memory, and something on the device that must hold something; returns the loads."""
+    loads = [_load(problem, cp, choices, d) for d in range(len(problem.devices))]
+    for load, usable in zip(loads, problem.usable, strict=True):
+        cp.add(load <= usable)
+    if problem.main is not None:
+        blocks = [choices.embedding, choices.head, *choices.attention]
+        held = [pair for (_, _, d), pair in choices.pair.items() if d == problem.main]
+        cp.add(sum(block[problem.main] for block in blocks) + sum(held) >= 1)
+    return loads
+
+
+def _hint(cp: cp_model.CpModel, choices: _Choices, hint: Assignment) -> None:
+    for (i, a, d), chosen in choices.pair.items():
+        cp.add_hint(chosen, int((hint.attention[i], hint.experts[i]) == (a, d)))
 
 
 def _choices(problem: Problem, cp: cp_model.CpModel) -> _Choices:
@@ -76,13 +114,15 @@ def _choices(problem: Problem, cp: cp_model.CpModel) -> _Choices:
 
 def _load(problem: Problem, cp: cp_model.CpModel, choices: _Choices, d: int) -> cp_model.LinearExpr:
     held = []
+    to_cpu: dict[int, cp_model.LinearExpr] = {}
     for i, c in enumerate(problem.layer_class):
         attention, experts = problem.classes[c].attention, problem.classes[c].experts
         held.append(Held(attention.bytes[d], attention.workspace, choices.attention[i][d], 1))
         if experts is not None:
             here = total((1, choices.pair[i, a, d]) for a in range(len(problem.devices)))
             held.append(Held(experts.bytes[d], experts.workspace, here, 1))
-    return load_on(problem, cp, d, choices.embedding[d], choices.head[d], held)
+            to_cpu[c] = to_cpu.get(c, 0) + choices.pair[i, d, problem.cpu]
+    return load_on(problem, cp, d, choices.embedding[d], choices.head[d], held, to_cpu)
 
 
 def _ticks(problem: Problem, cp: cp_model.CpModel, choices: _Choices) -> cp_model.LinearExpr:
@@ -106,6 +146,17 @@ def _ticks(problem: Problem, cp: cp_model.CpModel, choices: _Choices) -> cp_mode
         assert experts is not None
         ticks += experts.ticks[a][d] * chosen
     return ticks
+
+
+def _busy(problem: Problem, choices: _Choices, d: int) -> cp_model.LinearExpr:
+    busy = total([(problem.embedding.ticks[d], choices.embedding[d]), (problem.head.ticks[d], choices.head[d])])
+    for c, attention in zip(problem.layer_class, choices.attention, strict=True):
+        busy += problem.classes[c].attention.ticks[d] * attention[d]
+    for (i, _, e), chosen in choices.pair.items():
+        experts = problem.classes[problem.layer_class[i]].experts
+        if e == d and experts is not None:
+            busy += experts.busy[d] * chosen
+    return busy
 
 
 def _decode(choices: _Choices, solver: cp_model.CpSolver) -> Assignment:

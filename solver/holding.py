@@ -72,19 +72,18 @@ class Holding:
 
     def _stream(self) -> None:
         """The first GPU that holds anything keeps a buffer for the largest block on the CPU."""
-        cp, needs = self.cp, self.needs
-        buffer = cp.new_int_var(0, max(blocks.streamed for blocks in needs.blocks), "")
-        on_cpu = ((b.streamed, b.number, here[needs.cpu]) for b, here in zip(needs.blocks, self.number, strict=True))
-        cp.add(buffer >= self._largest(on_cpu))
-        is_first = {d: cp.new_bool_var("") for d in self.gpus}
-        cp.add_at_most_one(is_first.values())
-        for k, d in enumerate(self.gpus):
-            for blocks, here in zip(needs.blocks, self.number, strict=True):
-                cp.add(here[d] <= blocks.number * sum(is_first[e] for e in self.gpus[: k + 1]))
-            cp.add(sum(here[d] for here in self.number) >= is_first[d])
-            kept = cp.new_int_var(0, max(blocks.streamed for blocks in needs.blocks), "")
-            cp.add(kept >= buffer).only_enforce_if(is_first[d])
+        cp, blocks = self.cp, self.needs.blocks
+        most = max(kind.streamed for kind in blocks)
+        buffer = self._largest((b.streamed, b.number, here[self.needs.cpu]) for b, here in zip(blocks, self.number))
+        earlier: list[cp_model.IntVar] = []
+        for d in self.gpus:
+            used, kept = cp.new_bool_var(""), cp.new_int_var(0, most, "")
+            for kind, here in zip(blocks, self.number, strict=True):
+                cp.add(here[d] <= kind.number * used)
+            cp.add(sum(here[d] for here in self.number) >= used)
+            cp.add(kept >= buffer - most * (1 - used) - most * sum(earlier))
             self.load[d] += kept
+            earlier.append(used)
 
     def _keep_order(self, rank: Sequence[int], stride: int) -> None:
         """Up to each rank, devices have the attention of some first layers, and those behind them that of the rest."""

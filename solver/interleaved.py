@@ -25,7 +25,7 @@ class InterleavedKnapsack:
         self._experts: list[tuple[int, ExpertsCosts, int]] = []
         for c, kind in enumerate(problem.classes):
             if kind.experts is not None and kind.experts.allowed[device]:
-                most = min(problem.class_sizes[c], problem.usable[device] // max(1, kind.experts.bytes[device]))
+                most = _that_fit(problem.usable[device], kind.experts.bytes[device], problem.class_sizes[c])
                 self._experts.append((c, kind.experts, most))
         self._experts.sort(key=lambda item: item[2])
         self._sets = [(1, self._fitting(windows.one))]
@@ -106,7 +106,7 @@ class InterleavedKnapsack:
         *outer, (last, x_last, most_last) = self._experts
         table = self._table(last, most_last, prices)
         best: tuple[int, int, dict[int, int]] | None = None
-        ranges = [range(min(most, int(left.max()) // max(1, x.bytes[self.device])) + 1) for _, x, most in outer]
+        ranges = [range(_that_fit(int(left.max()), x.bytes[self.device], most) + 1) for _, x, most in outer]
         inner = np.arange(len(ranges[-1])) if outer else np.zeros(1, np.int64)
         tables = [self._gains(c, most, prices) for c, _, most in outer]
         for fixed in product(*ranges[:-1]) if outer else [()]:
@@ -118,7 +118,8 @@ class InterleavedKnapsack:
                 c, x, _ = outer[-1]
                 value = value + tables[-1][vectors[:, c]][:, inner]
                 room = room - inner[None, :] * x.bytes[self.device]
-            most = np.minimum(np.maximum(room, 0) // max(1, x_last.bytes[self.device]), most_last)
+            n_bytes = x_last.bytes[self.device]
+            most = np.minimum(np.maximum(room, 0) // n_bytes, most_last) if n_bytes else np.full(room.shape, most_last)
             value = np.where(room >= 0, value + table[vectors[:, last][:, None], most], -(2**62))
             flat = int(np.argmax(value))
             row, col = divmod(flat, value.shape[1])
@@ -151,3 +152,8 @@ class InterleavedKnapsack:
             min(a, h) if prices.together(c) else 0 for c, (a, h) in enumerate(zip(attention, experts, strict=True))
         )
         return Contents(attention, experts, local, embedding, head, visits)
+
+
+def _that_fit(room: int, n_bytes: int, most: int) -> int:
+    """So many of `most` blocks of `n_bytes` each."""
+    return min(most, room // n_bytes) if n_bytes else most

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from ortools.sat.python import cp_model
@@ -27,8 +27,13 @@ def load_on(
     embedding: cp_model.IntVar,
     head: cp_model.IntVar,
     held: Iterable[Held],
+    sent: Mapping[int, cp_model.LinearExpr] | None = None,
 ) -> cp_model.LinearExpr:
-    """Weights and KV of all blocks, less what embedding and head share, and the largest workspace of those there."""
+    """Weights and KV of all blocks, less what embedding and head share, and the largest workspace of those there.
+
+    `sent[c]` layers of class c with their attention here have their experts on the CPU, for which a target may keep a
+    buffer here.
+    """
     ends = [
         Held(block.bytes[device], block.workspace, here, 1)
         for block, here in ((problem.embedding, embedding), (problem.head, head))
@@ -49,4 +54,17 @@ def load_on(
         cp.add_implication(both, embedding)
         cp.add_implication(both, head)
         load -= problem.tied_bytes * both
+    staged = {c: number for c, number in (sent or {}).items() if problem.buffer(c, device, problem.cpu)}
+    if staged:
+        load += _buffer(problem, cp, staged)
     return load
+
+
+def _buffer(problem: Problem, cp: cp_model.CpModel, sent: Mapping[int, cp_model.LinearExpr]) -> cp_model.IntVar:
+    """The largest buffer of the classes of which any layers are sent."""
+    buffer = cp.new_int_var(0, max(problem.staging[c] for c in sent), "")
+    for c, number in sent.items():
+        present = cp.new_bool_var("")
+        cp.add(number <= problem.class_sizes[c] * present)
+        cp.add(buffer >= problem.staging[c] * present)
+    return buffer

@@ -26,7 +26,8 @@ class Network:
     """What every placement obeys between its cards: rows of a linear program, as least and most of a sum.
 
     Groups are interchangeable cards, named by their first. Blocks are somewhere; experts that leave a card arrive at
-    another; the token's walk enters and leaves every used card, starts from the embedding's and ends at the head's.
+    another, and not on the CPU where a card has no buffer for that; the token's walk enters and leaves every used card,
+    starts from the embedding's and ends at the head's.
     """
 
     def __init__(self, problem: Problem) -> None:
@@ -57,6 +58,8 @@ class Network:
             for c in self._movable:
                 for row in ("sent", "taken", "guests"):
                     yield (row, g, c), (0, 0)
+                if self._buffer(c, g):
+                    yield ("near", g, c), (0, UNLIMITED)
         yield ("visits",), (0, 0)
         for c in self._movable:
             yield ("away", c), (0, 0)
@@ -66,6 +69,13 @@ class Network:
         """Classes whose experts may leave their attention."""
         problem = self.problem
         return [c for c, kind in enumerate(problem.classes) if kind.experts is not None and not problem.whole_layers]
+
+    def _buffer(self, c: int, g: int) -> int:
+        return self.problem.buffer(c, g, self.problem.cpu)
+
+    def buffers(self, g: int) -> list[int]:
+        """The sizes of buffer that a card of group g may keep."""
+        return sorted({0, *(self._buffer(c, g) for c in self._movable)})
 
     def _between(self) -> Iterator[Between]:
         cpu = self.problem.devices.index("cpu")
@@ -95,6 +105,8 @@ class Network:
             experts = problem.classes[c].experts
             assert experts is not None
             rows: dict[Row, int] = {("sent", g, c): -1, ("guests", h, c): -1}
+            if self._buffer(c, g) and h != problem.cpu:
+                rows["near", g, c] = 1
             yield Between(("moved", g, h, c), experts.ticks[g][there], problem.class_sizes[c], rows)
         n_layers, entries = len(problem.layer_class), {("entered", h): n_cards[h]}
         onward = problem.in_order(g, h)
@@ -114,14 +126,17 @@ class Network:
         for c in self._movable:
             rows["sent", g, c] = contents.attention[c] - contents.local[c]
             rows["taken", g, c] = contents.experts[c] - contents.local[c]
+            if self._buffer(c, g) > contents.staged:
+                rows["near", g, c] = -rows["sent", g, c]
         rows["embedding", g], rows["head", g] = contents.embedding, contents.head
         rows["visits", g] = -contents.visits
         rows["entered", g] = -contents.used
         rows["opens", g] = contents.attention[self.problem.layer_class[0]]
         return rows
 
-    def prices(self, duals: Mapping[Row, int], g: int) -> Prices:
-        """What contents of a card of group g earn at prices `duals` a row, less their own ticks."""
+    def prices(self, duals: Mapping[Row, int], g: int, staged: int | None = None) -> Prices:
+        """What contents of a card of group g earn at prices `duals` a row, less their own ticks; with a buffer of
+        `staged` bytes, or as large as any."""
         problem, opening = self.problem, self.problem.layer_class[0]
         kinds = list(enumerate(problem.classes))
         return Prices(
@@ -130,7 +145,11 @@ class Network:
                 for c, kind in kinds
             ],
             local=[0 if kind.experts is None else -kind.experts.ticks[g][g] for _, kind in kinds],
-            sent=[duals.get(("sent", g, c), 0) for c, _ in kinds],
+            sent=[
+                duals.get(("sent", g, c), 0)
+                - (duals.get(("near", g, c), 0) if staged is not None and self._buffer(c, g) > staged else 0)
+                for c, _ in kinds
+            ],
             taken=[duals.get(("taken", g, c), 0) for c, _ in kinds],
             embedding=duals["embedding", g] - problem.embedding.ticks[g],
             head=duals["head", g] - problem.head.ticks[g],

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
 from cost_models import CostModel
 from profiles.placement import Objective, Placement
-from solver.assignment import Assignment, arrange
+from solver.assignment import Assignment, Counts, arrange
 from solver.busiest import solve_busiest
 from solver.columns import ColumnSearch
 from solver.contents import contents_of
@@ -20,13 +20,15 @@ from solver.deal import Deal
 from solver.evaluate import Evaluation, judge
 from solver.fill import fill
 from solver.free_order import is_small, solve_free_order
+from solver.merge import merge
 from solver.paths import away_prices, walks
-from solver.patterns import MAX_PATTERNS, solve_patterns, worthwhile
+from solver.patterns import MAX_PATTERNS, Load, solve_patterns, worthwhile
 from solver.polish import polish
 from solver.problem import Problem
+from solver.scip_counts import solve_scip_counts
 from solver.search import Limits, Outcome
-from solver.slices import solve_slices
-from solver.spread import spread
+from solver.slices import always_slices, solve_slices
+from solver.spread import Held, spread
 from solver.walk import Walk
 
 STEPS = 1000
@@ -34,7 +36,7 @@ STEPS = 1000
 FEW_PATTERNS = 40
 """So many patterns are solved in no time, so they come before anything that is slow."""
 FILL_WORK = 0.1
-ROUNDS_PER_SECOND = 60
+ROUNDS_PER_SECOND = 25
 """Linear programs of the branching for each second of the time limit, a fifth of what a slow machine does."""
 
 
@@ -71,13 +73,19 @@ class Portfolio:
         if self.problem.bottleneck:
             self._by_busiest()
             return
-        self._by_columns()
+        self._by_merged()
+        if not self.closed:
+            self._by_columns()
+        if not self.closed:
+            self._by_scip()
         if not self.closed:
             counts = solve_counts(self.problem, self._limits(0.25), floor=self.bound)
             self._raise_bound(counts.status, counts.bound)
             self._arranged(counts)
         if not self.closed:
             slices = solve_slices(self.problem, self._limits(0.25), floor=self.bound, hint=self.incumbent)
+            if always_slices(self.problem):
+                self._raise_bound(slices.status, slices.bound)
             self._offer(slices.assignment)
         if not self.closed and self.incumbent is not None and is_small(self.problem):
             free = solve_free_order(self.problem, self._limits(), floor=self.bound, hint=self.incumbent)
@@ -92,7 +100,31 @@ class Portfolio:
         self._offer(found.assignment)
         if not self.closed and self.problem.rank is not None:
             slices = solve_slices(self.problem, self._limits(), floor=self.bound, hint=self.incumbent)
+            if always_slices(self.problem):
+                self._raise_bound(slices.status, slices.bound)
             self._offer(slices.assignment)
+
+    def _by_merged(self) -> None:
+        """The bound of a coarser problem, and walks from its best loads."""
+        merged = merge(self.problem)
+        if merged is None:
+            return
+        columns = ColumnSearch(merged.problem)
+        enough = self._enough - merged.constant
+        self.bound = max(self.bound, columns.start([], enough, self.deadline) + merged.constant)
+        patterns = worthwhile(merged.problem, columns, enough, MAX_PATTERNS) if columns.first.prices else None
+        if self.closed or not patterns:
+            return
+        floor = max(0, self.bound - merged.constant)
+        found = solve_patterns(merged.problem, self._limits(0.05), patterns, floor=floor)
+        self.bound = max(self.bound, min(found.bound + merged.constant, self._enough))
+        if found.loads and not self.closed:
+            starts, _ = spread(merged.problem, found.loads)
+            deal = Deal(self.problem)
+            start = min(starts, key=deal.of)
+            self._filled(start)
+            if not self.closed:
+                self._filled(polish(self.problem, start, deal, steps=STEPS, seed=self.limits.seed))
 
     def _by_columns(self) -> None:
         """The columns' bound and walks at their prices, then branching, and whole patterns once they are few."""
@@ -111,6 +143,13 @@ class Portfolio:
             self.bound = max(self.bound, columns.improve(self._enough, rounds, self.deadline))
         self._by_patterns(columns, deal, MAX_PATTERNS)
 
+    def _by_scip(self) -> None:
+        """Counts that another solver finds, laid out and polished; they prove nothing here."""
+        limits = replace(self._limits(0.2), seconds=0.4 * self._limits().seconds, relative_gap=self.limits.relative_gap)
+        found = solve_scip_counts(self.problem, limits)
+        if found.counts is not None:
+            self._laid_out(found.counts, Deal(self.problem))
+
     def _by_patterns(self, columns: ColumnSearch, deal: Deal, most: int) -> None:
         """Patterns that a better plan may use, if they are at most so many, and the plans of their best numbers."""
         patterns = None if self.closed else worthwhile(self.problem, columns, self._enough, most)
@@ -122,12 +161,18 @@ class Portfolio:
         # Nothing below `enough` was left out of the patterns, but what is above it was.
         self.bound = self._enough if found.status == "infeasible" else max(self.bound, min(found.bound, self._enough))
         if found.loads and not self.closed:
-            start = min(spread(self.problem, found.loads), key=deal.of)
-            self._filled(start)
-            if not self.closed:
-                self._filled(polish(self.problem, start, deal, steps=STEPS, seed=self.limits.seed))
+            self._spread(found.loads)
         if found.cards and not self.closed:
             self._arranged(solve_counts(self.problem, self._limits(0.1), floor=self.bound, cards=found.cards), deal)
+
+    def _spread(self, loads: Sequence[Load]) -> None:
+        """Plans that load every card as the patterns say: in order, and polished with the experts where they are."""
+        starts, held = spread(self.problem, loads)
+        deal = Deal(self.problem, held)
+        start = min(starts, key=deal.of)
+        self._filled(start, held)
+        if not self.closed:
+            self._filled(polish(self.problem, start, deal, steps=STEPS, seed=self.limits.seed), held)
 
     def _walks(self, columns: ColumnSearch, deal: Deal) -> list[Walk]:
         """Contiguous walks at the columns' prices, the most promising ones first."""
@@ -147,15 +192,17 @@ class Portfolio:
             if not self.closed:
                 self._filled(walk)
 
-    def _filled(self, walk: Walk) -> None:
+    def _filled(self, walk: Walk, held: Held | None = None) -> None:
         limits = self._limits(0.02)
-        self._offer(fill(self.problem, walk, replace(limits, work=min(limits.work, FILL_WORK)), floor=self.bound))
+        self._offer(fill(self.problem, walk, replace(limits, work=min(limits.work, FILL_WORK)), floor=self.bound, held=held))
 
     def _arranged(self, outcome: Outcome, deal: Deal | None = None) -> None:
         """A plan with these counts, and what polishing makes of it."""
-        if outcome.counts is None:
-            return
-        plan = arrange(outcome.counts, self.problem)
+        if outcome.counts is not None:
+            self._laid_out(outcome.counts, deal)
+
+    def _laid_out(self, counts: Counts, deal: Deal | None) -> None:
+        plan = arrange(counts, self.problem)
         self._offer(plan)
         if deal is not None and not self.closed:
             walk = Walk(plan.embedding, plan.attention, plan.head)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from cost_models import CostModel, Step
+from cost_models.targets import largest_tensor_bytes
 from profiles.placement import Granularity, Objective
 from solver.rules import Allowed
 
@@ -53,7 +54,10 @@ class Problem:
     """`hop[d][e]` obeys the triangle inequality; `layer_class[i]` indexes `classes`; `tied_bytes` are held once where
     embedding and head share a device; with `whole_layers` experts stay with their attention. Where there is a `rank`,
     that of the attention's device never falls along the layers, and with `head_in_order` nor does the head's. With `split_experts`
-    a layer's experts may be on several devices."""
+    a layer's experts may be on several devices.
+
+    `staging`, where there is any: a GPU keeps a buffer of `staging[c]` bytes as long as it has attention of class c whose
+    experts are on the CPU, the largest of those. `main`: a GPU that must hold something."""
 
     devices: tuple[str, ...]
     usable: tuple[int, ...]
@@ -69,10 +73,16 @@ class Problem:
     rank: tuple[int, ...] | None = None
     head_in_order: bool = False
     split_experts: bool = False
+    staging: tuple[int, ...] = ()
+    main: int | None = None
 
     @cached_property
     def class_sizes(self) -> tuple[int, ...]:
         return tuple(self.layer_class.count(c) for c in range(len(self.classes)))
+
+    @cached_property
+    def cpu(self) -> int:
+        return self.devices.index("cpu")
 
     @cached_property
     def twins(self) -> tuple[int, ...]:
@@ -83,6 +93,10 @@ class Problem:
         """Whether attention may go on from device a to b."""
         return self.rank is None or self.rank[a] <= self.rank[b]
 
+    def buffer(self, c: int, a: int, d: int | None) -> int:
+        """Bytes of the buffer that device a keeps if it has attention of class c whose experts are on d."""
+        return self.staging[c] if self.staging and d == self.cpu != a else 0
+
     def other_twin(self, d: int) -> int:
         """Another device interchangeable with d, or d itself where there is none."""
         return next((e for e, first in enumerate(self.twins) if first == self.twins[d] and e != d), d)
@@ -90,6 +104,8 @@ class Problem:
     def _interchangeable(self, d: int, e: int) -> bool:
         if d == e:
             return True
+        if self.main in (d, e) or (self.staging and self.cpu in (d, e)):
+            return False
         swap = {d: e, e: d}
         others = [swap.get(i, i) for i in range(len(self.devices))]
         blocks = [self.embedding, self.head, *(c.attention for c in self.classes)]
@@ -161,8 +177,15 @@ def build_problem(costs: CostModel, *, objective: Objective, granularity: Granul
         tick_s=tick,
         rank=allowed.rank,
         head_in_order=allowed.head_in_order,
+        staging=_staging(costs, layer_class) if costs.target_memory.stages_experts else (),
         split_experts=granularity == "expert",
     )
+
+
+def _staging(costs: CostModel, layer_class: Sequence[int]) -> tuple[int, ...]:
+    """Bytes of the largest expert tensor of each class as the CPU stores it."""
+    found = [costs.layer(layer_class.index(c)).experts for c in range(max(layer_class) + 1)]
+    return tuple(0 if experts is None else largest_tensor_bytes(experts) for experts in found)
 
 
 def objective_steps(costs: CostModel, objective: Objective) -> list[Step]:

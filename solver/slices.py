@@ -1,17 +1,20 @@
-"""Slices: the counts model with positions, so that every device holds one contiguous run of attention."""
+"""Slices: the counts model with positions, so that every device holds one contiguous run of attention.
+
+Where the order of the devices is strict (llama.cpp) every placement is like that, and the model is exact.
+"""
 
 from __future__ import annotations
 
 from solver.assignment import Assignment, experts_for
 from solver.counts import CountsModel, counts_constraints, counts_variables, decode_counts, minimise
 from solver.problem import Problem
-from solver.search import Limits, Outcome, search
+from solver.search import Limits, Outcome, bound_of, search
 
 
 def solve_slices(problem: Problem, limits: Limits, *, floor: int, hint: Assignment | None) -> Outcome:
     """The best plan whose devices hold contiguous runs of attention; `floor` is a known lower bound in ticks.
 
-    Its bound holds for contiguous plans only, so the caller keeps `floor`.
+    Unless `always_slices` it says nothing of other placements: the bound stays `floor`, and `infeasible` is no proof.
     """
     model = counts_variables(problem)
     counts_constraints(model)
@@ -20,15 +23,21 @@ def solve_slices(problem: Problem, limits: Limits, *, floor: int, hint: Assignme
     if hint is not None:
         _hint(model, hint)
     solver, status = search(model.cp, limits)
+    bound = max(floor, bound_of(solver, status)) if always_slices(problem) else floor
     if status in ("infeasible", "unknown"):
-        return Outcome(status, floor)
+        return Outcome(status, bound)
     counts = decode_counts(model, solver)
     starts = {solver.value(model.start[a]): a for a in counts.route}
     attention: list[int] = []
     for i in range(len(problem.layer_class)):
         attention.append(starts[i] if i in starts else attention[-1])
     experts = experts_for(attention, counts, problem)
-    return Outcome(status, floor, counts, Assignment(counts.embedding, counts.head, tuple(attention), experts))
+    return Outcome(status, bound, counts, Assignment(counts.embedding, counts.head, tuple(attention), experts))
+
+
+def always_slices(problem: Problem) -> bool:
+    """Whether the order of the devices leaves no placement whose attention is not in contiguous runs."""
+    return problem.rank is not None and len(set(problem.rank)) == len(problem.rank)
 
 
 def _slices(model: CountsModel) -> None:

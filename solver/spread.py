@@ -20,13 +20,19 @@ class _Card:
     attention: list[int]
 
 
-def spread(problem: Problem, loads: Sequence[Load]) -> list[Walk]:
-    """Walks with the attention of `loads`, dealt out evenly to cards of the same pattern; experts are left to `fill`."""
+Held = dict[int, tuple[int, ...]]
+"""Experts by class on a device."""
+
+
+def spread(problem: Problem, loads: Sequence[Load]) -> tuple[list[Walk], Held]:
+    """Walks with the attention of `loads`, dealt out evenly to cards of the same pattern, and the experts of these."""
     free = {g: [d for d, twin in enumerate(problem.twins) if twin == g] for g in problem.twins}
     cards: list[_Card] = []
+    held: Held = {}
     ends = {"embedding": problem.devices.index("cpu"), "head": problem.devices.index("cpu")}
     for load in loads:
         names = [free[load.device].pop(0) for _ in range(load.cards)]
+        held |= {} if load.pattern is None else dict.fromkeys(names, load.pattern)
         mine = [_Card(d, _room(problem, d, load), [0] * len(problem.classes)) for d in names]
         # With several cards the head goes to another than the embedding: each leaves room for attention.
         for end, there, card in (("embedding", load.embedding, mine[0]), ("head", load.head, mine[-1])):
@@ -44,10 +50,11 @@ def spread(problem: Problem, loads: Sequence[Load]) -> list[Walk]:
     counts = {(c, card.device): n for card in cards for c, n in enumerate(card.attention)}
     used = [card.device for card in cards if any(card.attention)]
     route = sorted(used, key=lambda d: (d == ends["head"], d != ends["embedding"], d))
-    return [
+    found = [
         Walk(ends["embedding"], attention, ends["head"])
         for attention in (lay_out(problem, counts, route, by_run) for by_run in (False, True))
     ]
+    return found, held
 
 
 def _room(problem: Problem, d: int, load: Load) -> int:

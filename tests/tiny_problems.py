@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 
@@ -121,6 +121,7 @@ def _fits(problem: Problem, rows: Integers) -> Booleans:
     blocks += [problem.classes[c].experts for c in problem.layer_class]
     assert len(blocks) == 2 + 2 * n_layers
     fits = np.ones(len(rows), dtype=bool)
+    sent = [(k, problem.staging[c]) for k, c in enumerate(problem.layer_class, 2)] if problem.staging else []
     for d, usable in enumerate(problem.usable):
         load, workspace = np.zeros(len(rows), np.int64), np.zeros(len(rows), np.int64)
         for k, block in enumerate(blocks):
@@ -129,7 +130,12 @@ def _fits(problem: Problem, rows: Integers) -> Booleans:
                 load += block.bytes[d] * here
                 workspace = np.maximum(workspace, block.workspace * here)
         load -= problem.tied_bytes * ((rows[:, 0] == d) & (rows[:, 1] == d))
-        fits &= load + workspace <= usable
+        buffer = np.zeros(len(rows), np.int64)
+        for k, n_bytes in sent if d != problem.cpu else ():
+            buffer = np.maximum(buffer, n_bytes * ((rows[:, k] == d) & (rows[:, k + n_layers] == problem.cpu)))
+        fits &= load + workspace + buffer <= usable
+    if problem.main is not None:
+        fits &= np.any(rows == problem.main, axis=1)
     return fits
 
 
@@ -230,9 +236,7 @@ class _Draw:
         return tuple(map(tuple, hop))
 
 
-def _random_problem(
-    rng: random.Random, whole: bool | None, ordered: bool | None, shape: tuple[int, ...]
-) -> Problem:
+def _random_problem(rng: random.Random, whole: bool | None, ordered: bool | None, shape: tuple[int, ...]) -> Problem:
     equal, others, n_layers, n_classes = shape
     names = [*(f"cuda:{i}" for i in range(equal + others)), "cpu"]
     kinds = [*([0] * equal), *range(1, 1 + others), 9]
@@ -240,7 +244,9 @@ def _random_problem(
         names, kinds = names[::-1], kinds[::-1]
     draw = _Draw(rng, kinds)
     away = draw.hops(rng.choice((2, 6)))
-    classes = tuple(_class(draw, away) for _ in range(n_classes))
+    classes = [_class(draw, away)]
+    for _ in range(1, n_classes):
+        classes.append(_class(draw, away) if rng.random() < 0.8 else _like(draw, away, classes[-1]))
     embedding, head = draw.block(5, 6), draw.block(5, 6)
     order = rng.choice(("turns", "turns", "blocks", "any"))
     layer_class = [i % n_classes for i in range(n_layers)]
@@ -262,13 +268,15 @@ def _random_problem(
         head=head,
         tied_bytes=min(*embedding.bytes, *head.bytes) if rng.random() < 0.4 else 0,
         hop=draw.hops(rng.choice((1, 4, 9))),
-        classes=classes,
+        classes=tuple(classes),
         layer_class=tuple(layer_class),
         whole_layers=rng.random() < 0.2 if whole is None else whole,
         bottleneck=False,
         tick_s=1e-9,
         rank=rank,
         head_in_order=rank is not None and rng.random() < 0.5,
+        staging=tuple(rng.randint(0, 3) for _ in classes) if rng.random() < 0.2 else (),
+        main=names.index("cuda:0") if rng.random() < 0.1 else None,
     )
 
 
@@ -278,8 +286,15 @@ def _class(draw: _Draw, away: tuple[tuple[int, ...], ...]) -> LayerClass:
         return LayerClass(attention, None)
     busy, sync = draw.even_ticks(12), draw.even_ticks(3)
     devices = range(len(busy))
-    ticks = tuple(
-        tuple(busy[d] if a == d else busy[d] + sync[d] + 2 * away[a][d] for d in devices) for a in devices
-    )
+    ticks = tuple(tuple(busy[d] if a == d else busy[d] + sync[d] + 2 * away[a][d] for d in devices) for a in devices)
     experts = ExpertsCosts(draw.bytes(9), draw.workspace(), ticks, busy, draw.allowed())
     return LayerClass(attention, experts)
+
+
+def _like(draw: _Draw, away: tuple[tuple[int, ...], ...], kind: LayerClass) -> LayerClass:
+    """A class of as many bytes, in the same places, that takes other times."""
+    other = _class(draw, away)
+    attention = replace(other.attention, bytes=kind.attention.bytes, allowed=kind.attention.allowed)
+    if kind.experts is None or other.experts is None:
+        return LayerClass(attention, None if kind.experts is None else kind.experts)
+    return LayerClass(attention, replace(other.experts, bytes=kind.experts.bytes, allowed=kind.experts.allowed))

@@ -1,0 +1,198 @@
+"""A plan with what it weighs: the free bytes of each device and its ticks, and both after a small change, quickly."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from functools import cached_property
+from itertools import pairwise
+
+from solver.assignment import Assignment
+from solver.contents import Contents
+from solver.problem import BlockCosts, Problem
+
+Change = Mapping[int, int]
+"""Blocks and the devices that they move to. `Scales` numbers blocks: embedding, head, attentions, then experts."""
+NOWHERE = -1
+"""The device of a dense layer's experts."""
+EMBEDDING, HEAD, FIRST = 0, 1, 2
+
+
+class Scales:
+    """What the layouts of one problem are weighed with. `counted` are the devices that could hold something.
+
+    `kind[block]` numbers kinds of blocks: embedding, head, attention by class, then experts by class.
+    """
+
+    def __init__(self, problem: Problem) -> None:
+        self.problem = problem
+        self.n_layers, self.n_classes = len(problem.layer_class), len(problem.classes)
+        layers = [FIRST + c for c in problem.layer_class]
+        self.kind = [EMBEDDING, HEAD, *layers, *(k + self.n_classes for k in layers)]
+        blocks = [problem.embedding, problem.head, *(kind.attention for kind in problem.classes)]
+        self.blocks = [*blocks, *(kind.experts for kind in problem.classes)]
+        self.counted = [d for d in range(len(problem.devices)) if self._could_hold_something(d)]
+        self._used: dict[tuple[int, tuple[int, ...]], int] = {}
+
+    def _could_hold_something(self, d: int) -> bool:
+        usable = self.problem.usable[d]
+        return any(b is not None and b.allowed[d] and b.bytes[d] + b.workspace <= usable for b in self.blocks)
+
+    def allowed(self, block: int, d: int) -> bool:
+        kind = self.blocks[self.kind[block]]
+        return kind is not None and kind.allowed[d]
+
+    def free(self, d: int, numbers: tuple[int, ...]) -> int:
+        """Bytes left on d beside so many blocks of each kind, and so many layers of each class whose experts are on the
+        CPU, for which there may be a buffer."""
+        key = d, numbers
+        if key not in self._used:
+            n = self.n_classes
+            attention, experts, sent = (numbers[FIRST + k * n : FIRST + (k + 1) * n] for k in range(3))
+            staged = max((self.problem.staging[c] for c, number in enumerate(sent) if number), default=0)
+            held = Contents(attention, experts, (0,) * n, numbers[EMBEDDING], numbers[HEAD], staged=staged)
+            self._used[key] = held.bytes(self.problem, d)
+        return self.problem.usable[d] - self._used[key]
+
+
+class Layout:
+    """A plan: `where[block]` is its device, and `numbers[d]` says what d holds, as in `Scales.free`."""
+
+    def __init__(self, scales: Scales, plan: Assignment) -> None:
+        self.scales, self.plan = scales, plan
+        experts = [NOWHERE if d is None else d for d in plan.experts]
+        self.where = [plan.embedding, plan.head, *plan.attention, *experts]
+        self.numbers = [[0] * (FIRST + 3 * scales.n_classes) for _ in scales.problem.devices]
+        for block, d in enumerate(self.where):
+            if d != NOWHERE:
+                self.numbers[d][scales.kind[block]] += 1
+        for layer in range(scales.n_layers) if scales.problem.staging else ():
+            kind = self._buffer_at(layer, {})
+            if kind is not None:
+                self.numbers[kind[0]][kind[1]] += 1
+        self.free = [scales.free(d, tuple(numbers)) for d, numbers in enumerate(self.numbers)]
+        self.fullest = min(scales.counted, key=lambda d: self.free[d], default=0)
+
+    @property
+    def smallest(self) -> int:
+        """Bytes left on the fullest device."""
+        return self.free[self.fullest]
+
+    @cached_property
+    def ticks(self) -> int:
+        return self.plan.ticks(self.scales.problem)
+
+    @cached_property
+    def _busy(self) -> list[int]:
+        return self.plan.busy(self.scales.problem)
+
+    def attention(self, layer: int) -> int:
+        return self.where[FIRST + layer]
+
+    def experts(self, layer: int) -> int:
+        return self.where[FIRST + self.scales.n_layers + layer]
+
+    def changed(self, change: Change) -> Layout:
+        where = self.where.copy()
+        for block, d in change.items():
+            where[block] = d
+        stop = FIRST + self.scales.n_layers
+        experts = tuple(None if d == NOWHERE else d for d in where[stop:])
+        return Layout(self.scales, Assignment(where[EMBEDDING], where[HEAD], tuple(where[FIRST:stop]), experts))
+
+    def price(self, change: Change, most_ticks: int) -> tuple[float, int, int] | None:
+        """What relief costs: ticks a byte, ticks, and the bytes below 0. None where the change leaves the sorted list
+        of free bytes no larger, makes more than `most_ticks` ticks in all, or breaks the problem's rules."""
+        if not all(self.scales.allowed(block, d) for block, d in change.items()):
+            return None
+        extra = self._extra_ticks(change)
+        if extra is None or self.ticks + extra > most_ticks:
+            return None
+        free = self._free_after(change)
+        if free is None:
+            return None
+        before, after = sorted(self.free[d] for d in free), sorted(free.values())
+        if after <= before:
+            return None
+        gain = max(1, after[0] - before[0])
+        return max(0, extra) / gain, extra, -gain
+
+    def _buffer_at(self, layer: int, change: Change) -> tuple[int, int] | None:
+        """The device and kind of a layer for whose experts on the CPU there may be a buffer."""
+        scales, block = self.scales, FIRST + layer
+        other = block + scales.n_layers
+        a, d = change.get(block, self.where[block]), change.get(other, self.where[other])
+        apart = d == scales.problem.cpu != a
+        return (a, FIRST + 2 * scales.n_classes + scales.problem.layer_class[layer]) if apart else None
+
+    def _free_after(self, change: Change) -> dict[int, int] | None:
+        """Free bytes of the devices that the change touches; None where it leaves one empty that must not be."""
+        scales, problem = self.scales, self.scales.problem
+        numbers: dict[int, list[int]] = {}
+
+        def count(d: int, kind: int, by: int) -> None:
+            if d not in numbers:
+                numbers[d] = self.numbers[d].copy()
+            numbers[d][kind] += by
+
+        for block, d in change.items():
+            count(self.where[block], scales.kind[block], -1)
+            count(d, scales.kind[block], 1)
+        for layer in self._layers(change) if problem.staging else ():
+            for found, by in ((self._buffer_at(layer, {}), -1), (self._buffer_at(layer, change), 1)):
+                if found is not None:
+                    count(*found, by)
+        if problem.main in numbers and not any(numbers[problem.main]):
+            return None
+        return {d: scales.free(d, tuple(held)) for d, held in numbers.items()}
+
+    def _layers(self, change: Change) -> set[int]:
+        return {(block - FIRST) % self.scales.n_layers for block in change if block >= FIRST}
+
+    def _extra_ticks(self, change: Change) -> int | None:
+        """Ticks that the change adds; None where attention would not be in order."""
+        problem, layers = self.scales.problem, self._layers(change)
+        if not self._in_order(change):
+            return None
+        if problem.bottleneck:
+            return self._busiest_after(change) - self.ticks
+        stops = {block if block == EMBEDDING else self.scales.n_layers + 1 for block in change if block < FIRST}
+        stops |= {block - 1 for block in change if FIRST <= block < FIRST + self.scales.n_layers}
+        hops = {hop for stop in stops for hop in (stop - 1, stop) if 0 <= hop <= self.scales.n_layers}
+        ends = [block for block in (EMBEDDING, HEAD) if block in change]
+        return self._part(layers, hops, ends, change) - self._part(layers, hops, ends, {})
+
+    def stop(self, stop: int, change: Change) -> int:
+        """The device of the walk's stop: embedding, attentions, head."""
+        block = EMBEDDING if stop == 0 else HEAD if stop > self.scales.n_layers else FIRST + stop - 1
+        return change.get(block, self.where[block])
+
+    def _part(self, layers: Iterable[int], hops: Iterable[int], ends: Iterable[int], change: Change) -> int:
+        """Ticks of some layers, hops and ends after the change."""
+        problem, where, n = self.scales.problem, self.where, self.scales.n_layers
+        total = sum(problem.hop[self.stop(hop, change)][self.stop(hop + 1, change)] for hop in hops)
+        for block in ends:
+            total += (problem.head if block == HEAD else problem.embedding).ticks[change.get(block, where[block])]
+        for layer in layers:
+            kind, block = problem.classes[problem.layer_class[layer]], FIRST + layer
+            a = change.get(block, where[block])
+            total += kind.attention.ticks[a]
+            if kind.experts is not None:
+                total += kind.experts.ticks[a][change.get(block + n, where[block + n])]
+        return total
+
+    def _busiest_after(self, change: Change) -> int:
+        busy = self._busy.copy()
+        for block, d in change.items():
+            kind = self.scales.blocks[self.scales.kind[block]]
+            assert kind is not None
+            ticks = kind.ticks if isinstance(kind, BlockCosts) else kind.busy
+            busy[self.where[block]] -= ticks[self.where[block]]
+            busy[d] += ticks[d]
+        return max(busy)
+
+    def _in_order(self, change: Change) -> bool:
+        problem, n = self.scales.problem, self.scales.n_layers
+        if problem.rank is None:
+            return True
+        stops = [self.stop(stop, change) for stop in range(1, n + 1 + problem.head_in_order)]
+        return all(problem.in_order(a, b) for a, b in pairwise(stops))
