@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -45,14 +45,11 @@ class Assignment:
                 busy[d] += experts.busy[d]
         return busy
 
-    def canonical(self, problem: Problem) -> Assignment:
-        """The same plan with interchangeable devices renamed in the order in which a token first meets them."""
-        order = dict.fromkeys((*self.attention, *(d for d in self.experts if d is not None), self.embedding, self.head))
-        met = [*order, *(d for d in range(len(problem.devices)) if d not in order)]
-        groups: dict[int, list[int]] = {}
-        for d, twin in enumerate(problem.twins):
-            groups.setdefault(twin, []).append(d)
-        new = {d: groups[problem.twins[d]].pop(0) for d in met}
+    def canonical(self, problem: Problem, rank: Sequence[int] | None = None) -> Assignment:
+        """The same plan with interchangeable devices renamed in the order in which a token first meets them: by their
+        `rank`, or as they are numbered."""
+        met = (*self.attention, *(d for d in self.experts if d is not None), self.embedding, self.head)
+        new = names_in_turn(problem, met, rank)
         experts = tuple(None if d is None else new[d] for d in self.experts)
         return Assignment(new[self.embedding], new[self.head], tuple(new[a] for a in self.attention), experts)
 
@@ -76,6 +73,16 @@ class Assignment:
             experts.append(index[layer.experts_device] if layer.experts_device else None)
         attention = tuple(index[layer.attention] for layer in placement.layers)
         return Assignment(index[placement.embedding], index[placement.head], attention, tuple(experts))
+
+
+def names_in_turn(problem: Problem, met: Iterable[int], rank: Sequence[int] | None = None) -> dict[int, int]:
+    """New names for devices that are `met` in this order, so that those of equal devices rise: by their `rank`, or as
+    they are numbered."""
+    devices = range(len(problem.devices))
+    groups: dict[int, list[int]] = {}
+    for d in sorted(devices, key=lambda d: (rank[d] if rank else 0, d)):
+        groups.setdefault(problem.twins[d], []).append(d)
+    return {d: groups[problem.twins[d]].pop(0) for d in dict.fromkeys((*met, *devices))}
 
 
 @dataclass(frozen=True)

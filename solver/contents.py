@@ -19,6 +19,8 @@ from solver.problem import LayerClass, Problem
 from solver.windows import Windows
 
 Integers = NDArray[np.int64]
+MOST_LEVELS = 6
+"""Workspaces that are told apart; more are rounded together, which can only make the best look better."""
 MOST_POINTS = 6000
 """Undominated pairs that are kept of a list; longer ones are thinned, which can only make the best look better."""
 
@@ -132,17 +134,21 @@ def _levels(problem: Problem, device: int) -> Iterator[_Level]:
     blocks = [problem.embedding, problem.head, *(kind.attention for kind in problem.classes)]
     needs = {0, *(block.workspace for block in blocks)}
     needs |= {kind.experts.workspace for kind in problem.classes if kind.experts is not None}
-    for workspace in sorted(needs):
-        if workspace <= problem.usable[device]:
-            yield _Level(problem, device, workspace)
+    levels = [(need, need) for need in sorted(needs)]
+    while len(levels) > MOST_LEVELS:
+        # The nearest two become one: blocks of the higher are let in at the price of the lower, which only flatters.
+        k = min(range(1, len(levels)), key=lambda k: levels[k][1] - levels[k - 1][0])
+        levels[k - 1 : k + 1] = [(levels[k - 1][0], levels[k][1])]
+    for kept, let_in in levels:
+        if kept <= problem.usable[device]:
+            yield _Level(problem, device, let_in, problem.usable[device] - kept)
 
 
 class _Level:
-    """Contents of blocks that need at most `workspace`, in the room beside it."""
+    """Contents of blocks that need at most `workspace`, in `room` bytes."""
 
-    def __init__(self, problem: Problem, device: int, workspace: int) -> None:
-        self.problem, self.device = problem, device
-        self.room = problem.usable[device] - workspace
+    def __init__(self, problem: Problem, device: int, workspace: int, room: int) -> None:
+        self.problem, self.device, self.room = problem, device, room
         self.ends = [
             block.allowed[device] and block.workspace <= workspace and block.bytes[device] <= self.room
             for block in (problem.embedding, problem.head)

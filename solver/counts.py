@@ -17,7 +17,7 @@ from ortools.sat.python import cp_model
 from solver.assignment import Counts
 from solver.load import Held, load_on
 from solver.problem import BlockCosts, Problem
-from solver.search import Limits, Outcome, bound_of, search, total
+from solver.search import Limits, Outcome, at_least, bound_of, search, total
 
 
 @dataclass
@@ -227,9 +227,7 @@ def minimise(model: CountsModel, *, floor: int) -> None:
             model.cp.add(objective >= _busy(model, d))
     else:
         objective = _ticks(model)
-    if floor > 0:
-        model.cp.add(objective >= floor)
-    model.cp.minimize(objective)
+    model.cp.minimize(at_least(model.cp, objective, floor))
 
 
 def _most_ticks(problem: Problem) -> int:

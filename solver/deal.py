@@ -13,20 +13,23 @@ from itertools import pairwise
 from solver.problem import ExpertsCosts, Problem
 from solver.walk import Walk
 
+MOST_NEAR = 3
+"""So many experts may a card without a buffer for those on the CPU leave to other cards."""
 WINDOW = 40
-"""How far below the most that fit the numbers of the last class but one are tried, and a sixth of it for those before."""
+"""How far below the most that fit the numbers of one class are tried where there are two; of more classes, less."""
 
 
 @dataclass(frozen=True)
 class _Hand:
     """What one card holds: ticks of its blocks with local experts, bytes left, bytes short, and by class experts that
-    have to go elsewhere and guests that are invited into the bytes left."""
+    have to go elsewhere, on GPUs if `near`, and guests that are invited into the bytes left."""
 
     ticks: int
     room: int
     short: int
     left: tuple[int, ...]
     invited: tuple[int, ...]
+    near: bool = False
 
 
 class Deal:
@@ -74,20 +77,22 @@ class Deal:
         for d in self._held:
             counts.setdefault(d, [0] * len(self._prefix))
         held = {d: (tuple(here), (embedding == d) + 2 * (head == d)) for d, here in counts.items()}
-        local = self._dealt(held, False)
-        return local if self.problem.whole_layers or not self.experts else min(local, self._dealt(held, True))
+        if self.problem.whole_layers or not self.experts:
+            return self._dealt(held, False, 0)
+        most_near = (0, MOST_NEAR) if self.problem.staging else (0,)
+        return min(self._dealt(held, inviting, near) for inviting in (False, True) for near in most_near)
 
-    def _dealt(self, held: dict[int, tuple[tuple[int, ...], int]], inviting: bool) -> int:
+    def _dealt(self, held: dict[int, tuple[tuple[int, ...], int]], inviting: bool, most_near: int) -> int:
         total = short = 0
         rooms: dict[int, int] = {}
         invited: dict[tuple[int, int], int] = {}
-        left: list[tuple[int, int, int]] = []
+        left: list[tuple[bool, int, int, int]] = []
         for d, (counts, ends) in held.items():
-            hand = self._hand(d, counts, ends, inviting)
+            hand = self._hand(d, counts, ends, inviting, most_near)
             total, short, rooms[d] = total + hand.ticks, short + hand.short, hand.room
             for k, c in enumerate(self.experts):
                 if hand.left[k]:
-                    left.append((c, d, hand.left[k]))
+                    left.append((hand.near, c, d, hand.left[k]))
                 if hand.invited[k]:
                     invited[d, c] = hand.invited[k]
         if left:
@@ -95,13 +100,13 @@ class Deal:
             total, short = total + guests, short + missing
         return total + short * self._short
 
-    def _hand(self, d: int, counts: tuple[int, ...], ends: int, inviting: bool) -> _Hand:
-        key = (d, counts, ends, inviting)
+    def _hand(self, d: int, counts: tuple[int, ...], ends: int, inviting: bool, most_near: int) -> _Hand:
+        key = (d, counts, ends, inviting, most_near)
         if key not in self._hands:
-            self._hands[key] = self._compute(d, counts, ends, inviting)
+            self._hands[key] = self._compute(d, counts, ends, inviting, most_near)
         return self._hands[key]
 
-    def _compute(self, d: int, counts: tuple[int, ...], ends: int, inviting: bool) -> _Hand:
+    def _compute(self, d: int, counts: tuple[int, ...], ends: int, inviting: bool, most_near: int) -> _Hand:
         problem = self.problem
         room, workspace, ticks, barred = problem.usable[d], 0, 0, 0
         for bit, block in ((1, problem.embedding), (2, problem.head)):
@@ -118,7 +123,7 @@ class Deal:
             workspace = max(workspace, kind.attention.workspace * (n > 0))
         workspace = max(workspace, *(x.workspace for x in self.experts.values() if x.allowed[d]), 0, 0)
         room -= workspace
-        held, buffer = self._beside_buffer(d, room, counts, inviting)
+        held, buffer, near = self._beside_buffer(d, room, counts, inviting, most_near)
         room -= buffer
         left, invited = [], []
         for (c, x), n in zip(self.experts.items(), held, strict=True):
@@ -129,19 +134,22 @@ class Deal:
             left.append(counts[c] - local)
             invited.append(n - local)
             room -= (n - local) * x.bytes[d] if d in self._held else 0
-        return _Hand(ticks, max(0, room), max(0, -room) + barred * 10**12, tuple(left), tuple(invited))
+        return _Hand(ticks, max(0, room), max(0, -room) + barred * 10**12, tuple(left), tuple(invited), near)
 
     def _beside_buffer(
-        self, d: int, room: int, counts: tuple[int, ...], inviting: bool
-    ) -> tuple[tuple[int, ...], int]:
-        """Experts on a card, and the smallest buffer that lets all others with attention here go to the CPU."""
+        self, d: int, room: int, counts: tuple[int, ...], inviting: bool, most_near: int
+    ) -> tuple[tuple[int, ...], int, bool]:
+        """Experts on a card, and the smallest buffer that lets all others with attention here go to the CPU; or none,
+        where the others are at most `most_near` and have to stay near."""
         for buffer in self._buffers[:-1]:
             held = self._packed(d, max(0, room - buffer), counts, inviting)
-            left = (c for c, n in zip(self.experts, held, strict=True) if n < counts[c])
+            left = {c: counts[c] - n for c, n in zip(self.experts, held, strict=True) if n < counts[c]}
             if all(self.problem.buffer(c, d, self.cpu) <= buffer for c in left):
-                return held, buffer
+                return held, buffer, False
+            if buffer == 0 and sum(left.values()) <= most_near:
+                return held, 0, True
         buffer = self._buffers[-1]
-        return self._packed(d, max(0, room - buffer), counts, inviting), buffer
+        return self._packed(d, max(0, room - buffer), counts, inviting), buffer, False
 
     def _packed(self, d: int, room: int, counts: Sequence[int], inviting: bool) -> tuple[int, ...]:
         """Experts of each class on a card with `counts` attentions, those that save most."""
@@ -162,7 +170,8 @@ class Deal:
         local, guest, n_bytes = self._savings[c][d]
         limit = self.problem.class_sizes[c] if inviting else counts[c]
         most = 0 if n_bytes < 0 else min(limit, room // max(1, n_bytes))
-        least = most if to_come == 1 else max(0, most - (WINDOW if to_come == 2 else WINDOW // 6))
+        window = WINDOW if len(self.experts) == 2 else WINDOW // 3 if to_come == 2 else 2
+        least = most if to_come == 1 else max(0, most - window)
         for n in range(least, most + 1):
             here = min(n, counts[c])
             value = here * local + (n - here) * guest
@@ -183,13 +192,14 @@ class Deal:
         return self.problem.usable[d] - max((x.workspace for x in self.experts.values() if x.allowed[d]), default=0)
 
     def _seat(
-        self, left: list[tuple[int, int, int]], rooms: dict[int, int], invited: dict[tuple[int, int], int]
+        self, left: list[tuple[bool, int, int, int]], rooms: dict[int, int], invited: dict[tuple[int, int], int]
     ) -> tuple[int, int]:
-        """Ticks of experts away from their attention (class, device of that, number), and bytes that found no room."""
+        """Ticks of experts away from their attention (whether not on the CPU, class, device of that, number), and bytes
+        that found no room."""
         total, short, still = 0, 0, []
         for d in range(len(self.problem.devices)):
             rooms.setdefault(d, self._guest_room[d])
-        for c, a, n in left:
+        for near, c, a, n in sorted(left, key=lambda item: not item[0]):
             x = self.experts[c]
             for (d, k), seats in invited.items():
                 seated = min(n, seats) if k == c and d != a and x.ticks[a][d] < x.ticks[a][self.cpu] else 0
@@ -199,16 +209,18 @@ class Deal:
                     total += seated * x.ticks[a][d]
                     n -= seated
             if n:
-                still.append((max(x.bytes), c, a, n))
-        for _, c, a, n in sorted(still, reverse=True):
-            ticks, missing = self._to_rooms(self.experts[c], a, n, rooms)
+                still.append((near, max(x.bytes), c, a, n))
+        for near, _, c, a, n in sorted(still, reverse=True):
+            ticks, missing = self._to_rooms(self.experts[c], a, n, rooms, near)
             total, short = total + ticks, short + missing
         return total, short
 
-    def _to_rooms(self, x: ExpertsCosts, a: int, n: int, rooms: dict[int, int]) -> tuple[int, int]:
+    def _to_rooms(self, x: ExpertsCosts, a: int, n: int, rooms: dict[int, int], near: bool) -> tuple[int, int]:
         """n blocks of experts from a to wherever they fit, cheapest first and tightest room first."""
         total = 0
         fitting = [d for d, room in rooms.items() if room >= x.bytes[d] and d != a and x.allowed[d]]
+        if near:
+            fitting = [d for d in fitting if d != self.cpu]
         for d in sorted(fitting, key=lambda d: (x.ticks[a][d], rooms[d])):
             fits = min(n, rooms[d] // max(1, x.bytes[d]))
             rooms[d] -= fits * x.bytes[d]

@@ -54,8 +54,10 @@ def infeasible(problem: Problem, costs: CostModel, pins: Pins | None = None) -> 
         changes = Changes(costs, pins, budget, whole_layers=whole_layers, split=split)
         if changes.demand == demand:
             suggestions, remark = _suggestions(changes, budget), _remark(changes, costs.workload)
-    where = _where(missing, problem.devices)
-    message = f"{costs.profile.model} does not fit {costs.hardware.name}: short of {where}{remark}"
+    why = "granularity, target and pins together leave some block no device; loosen one of them"
+    if missing is not None:
+        why = f"short of {_where(missing, problem.devices)}{remark}"
+    message = f"{costs.profile.model} does not fit {costs.hardware.name}: {why}"
     if suggestions:
         message += f"; {' or '.join(suggestions)}"
     return InfeasiblePlacement(message, short_bytes=_short(missing, problem.devices), suggestions=suggestions)
@@ -105,26 +107,26 @@ def _short(missing: Missing | None, devices: Sequence[str]) -> dict[str, int]:
     return {name: n for name, n in zip(devices, missing.bytes, strict=True) if n > 0}
 
 
-def _where(missing: Missing | None, devices: Sequence[str]) -> str:
+def _where(missing: Missing, devices: Sequence[str]) -> str:
     """Bytes in all, how few they could be, and device by device, neighbours that miss as much together."""
-    if missing is None:
-        return "a device that may hold some block"
     if not missing.bytes:
         return f"at least {_exactly(missing.least)}"
-    proof = "" if missing.proved else f"; proved: at least {_size(missing.least)}"
-    told = f"{_exactly(sum(missing.bytes), proof)}{' at best' if missing.proved else ''}"
-    short = _short(missing, devices)
-    if len(short) == 1:
+    in_all = sum(missing.bytes)
+    told = (
+        f"{_exactly(in_all)} at best" if missing.proved else _exactly(in_all, f"proved: at least {missing.least} bytes")
+    )
+    if len(short := _short(missing, devices)) == 1:
         return f"{told} on {next(iter(short))}"
     parts = []
-    for size, run in groupby(short.items(), key=lambda item: _size(item[1])):
-        names = [name for name, _ in run]
-        parts.append(f"{names[0]} to {names[-1]} {size} each" if len(names) > 1 else f"{names[0]} {size}")
+    for size, run in groupby(zip(devices, missing.bytes, strict=True), key=lambda item: _size(item[1])):
+        names = [name for name, n_bytes in run if n_bytes]
+        parts += [f"{names[0]} to {names[-1]} {size} each"] if len(names) > 1 else [f"{name} {size}" for name in names]
     return f"{told}: {', '.join(parts)}"
 
 
-def _exactly(n_bytes: int, more: str = "") -> str:
-    return f"{gb(n_bytes)} ({n_bytes} bytes{more})"
+def _exactly(n_bytes: int, *more: str) -> str:
+    beside = [f"{n_bytes} bytes", *more] if n_bytes >= READABLE else more
+    return _size(n_bytes) + (f" ({'; '.join(beside)})" if beside else "")
 
 
 def _size(n_bytes: int) -> str:

@@ -52,10 +52,10 @@ def solve_free_order(problem: Problem, limits: Limits, *, floor: int, hint: Assi
 
 
 def solve_roomiest(
-    problem: Problem, limits: Limits, *, most_ticks: int, counted: Sequence[int], hint: Assignment
+    problem: Problem, limits: Limits, *, most_ticks: int, least: int, counted: Sequence[int], hint: Assignment
 ) -> Assignment | None:
     """Of all placements of at most `most_ticks` ticks the one that leaves most bytes free on the fullest of the
-    `counted` devices; None where none was found."""
+    `counted` devices, at least `least`; None where none was found."""
     cp = cp_model.CpModel()
     choices = _choices(problem, cp)
     loads = _within(problem, cp, choices)
@@ -64,7 +64,7 @@ def solve_roomiest(
             cp.add(_busy(problem, choices, d) <= most_ticks)
     else:
         cp.add(_ticks(problem, cp, choices) <= most_ticks)
-    free = cp.new_int_var(0, min(problem.usable[d] for d in counted), "free")
+    free = cp.new_int_var(least, min(problem.usable[d] for d in counted), "free")
     for d in counted:
         cp.add(loads[d] + free <= problem.usable[d])
     cp.maximize(free)

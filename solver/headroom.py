@@ -18,9 +18,9 @@ from solver.problem import Problem
 from solver.scales import EMBEDDING, FIRST, HEAD, NOWHERE, Change, Layout, Scales
 from solver.search import Limits
 
-EXACT_PAIRS = 80
+EXACT_PAIRS = 60
 """Layers x devices^2 up to which the exact model is worth its time."""
-LOOKS = 1200
+LOOKS = 800
 """Changes that are looked at before the best plan so far is taken."""
 FURTHEST = 3
 """Layers by which the borders between stretches move at most in one step."""
@@ -37,20 +37,26 @@ def roomiest(problem: Problem, plan: Assignment, most_ticks: int, limits: Limits
     start = Layout(Scales(problem), plan)
     if most_ticks < start.ticks or not start.scales.counted:
         return plan
+    found = _climb(start, most_ticks)
     if len(problem.layer_class) * len(problem.devices) ** 2 <= EXACT_PAIRS:
-        return _exact(start, most_ticks, limits).plan
-    return _climb(start, most_ticks).plan
+        found = _exact(start, found, most_ticks, limits)
+    return found.plan
 
 
 def _roomy(layout: Layout) -> tuple[int, int]:
     return layout.smallest, -layout.ticks
 
 
-def _exact(start: Layout, most_ticks: int, limits: Limits) -> Layout:
-    """First the largest free memory, then the fewest ticks within what that leaves usable."""
+def _exact(start: Layout, found: Layout, most_ticks: int, limits: Limits) -> Layout:
+    """The roomiest of all, of which `found` is one, then the fewest ticks within what that leaves usable."""
     scales, problem = start.scales, start.scales.problem
-    most = solve_roomiest(problem, limits, most_ticks=most_ticks, counted=scales.counted, hint=start.plan)
-    found = max((Layout(scales, plan) for plan in (start.plan, most) if plan is not None), key=_roomy)
+    better = solve_roomiest(
+        problem, limits, most_ticks=most_ticks, least=found.smallest, counted=scales.counted, hint=found.plan
+    )
+    if better is not None:
+        found = max(found, Layout(scales, better), key=_roomy)
+    if found.smallest == start.smallest:
+        return found
     usable = [n - found.smallest * (d in scales.counted) for d, n in enumerate(problem.usable)]
     less = replace(problem, usable=tuple(usable))
     if not problem.bottleneck:
@@ -62,8 +68,20 @@ def _exact(start: Layout, most_ticks: int, limits: Limits) -> Layout:
     return found if fastest is None else max(found, Layout(scales, fastest), key=_roomy)
 
 
-def _climb(here: Layout, most_ticks: int) -> Layout:
-    best, looks = here, LOOKS
+def _climb(start: Layout, most_ticks: int) -> Layout:
+    """From the plan itself, and from it with its ends on the CPU, which takes few ticks and may free much."""
+    cpu, best, looks = start.scales.problem.cpu, start, LOOKS
+    for ends in ((), (EMBEDDING,), (HEAD,), (EMBEDDING, HEAD)):
+        moved = {block: cpu for block in ends if start.where[block] != cpu}
+        if len(moved) == len(ends) and start.may(moved, most_ticks):
+            found, looks = _climbed(start.changed(moved) if moved else start, most_ticks, looks)
+            best = max(best, found, key=_roomy)
+    return best
+
+
+def _climbed(here: Layout, most_ticks: int, looks: int) -> tuple[Layout, int]:
+    """The best layout on the way up from `here`, and how many looks are left."""
+    best = here
     while looks > 0:
         step: tuple[tuple[float, int, int], Change] | None = None
         for change in islice(_changes(here), looks):
@@ -71,11 +89,13 @@ def _climb(here: Layout, most_ticks: int) -> Layout:
             price = here.price(change, most_ticks)
             if price is not None and (step is None or price < step[0]):
                 step = price, change
+                if price[0] == 0:
+                    break
         if step is None:
             break
         here = here.changed(step[1])
         best = max(best, here, key=_roomy)
-    return best
+    return best, looks
 
 
 def _changes(layout: Layout) -> Iterator[Change]:
@@ -111,7 +131,7 @@ def _layers_off(layout: Layout, targets: list[int]) -> Iterator[Change]:
         if full not in (a, x):
             continue
         block = FIRST + layer
-        before, after = layout.stop(layer, {}), layout.stop(layer + 2, {})
+        before, after = layout.walk[layer], layout.walk[layer + 2]
         apart = not problem.whole_layers or problem.classes[c].experts is None
         for key, change in (
             (("attention", c, x, before, after), (block,) if a == full and apart else ()),

@@ -74,7 +74,8 @@ class Holding:
         """The first GPU that holds anything keeps a buffer for the largest block on the CPU."""
         cp, blocks = self.cp, self.needs.blocks
         most = max(kind.streamed for kind in blocks)
-        buffer = self._largest((b.streamed, b.number, here[self.needs.cpu]) for b, here in zip(blocks, self.number))
+        on_cpu = [here[self.needs.cpu] for here in self.number]
+        buffer = self._largest((kind.streamed, kind.number, here) for kind, here in zip(blocks, on_cpu, strict=True))
         earlier: list[cp_model.IntVar] = []
         for d in self.gpus:
             used, kept = cp.new_bool_var(""), cp.new_int_var(0, most, "")

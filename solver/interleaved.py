@@ -29,7 +29,7 @@ class InterleavedKnapsack:
                 self._experts.append((c, kind.experts, most))
         self._experts.sort(key=lambda item: item[2])
         self._sets = [(1, self._fitting(windows.one))]
-        if windows.two is not None:
+        if not problem.one_run and windows.two is not None:
             self._sets.append((2, self._fitting(windows.two)))
 
     @staticmethod
@@ -39,7 +39,7 @@ class InterleavedKnapsack:
             return False
         kinds = [kind.experts for kind in problem.classes if kind.experts is not None]
         numbers = sorted(problem.usable[device] // max(1, x.bytes[device]) + 1 for x in kinds)
-        two = windows.two
+        two = None if problem.one_run else windows.two
         vectors = len(windows.one) + (0 if two is None else len(two))
         return len(kinds) <= 3 and vectors * float(np.prod([min(n, 60.0) for n in numbers[:-1]])) <= MOST_CELLS
 
@@ -52,7 +52,8 @@ class InterleavedKnapsack:
 
     def best(self, prices: Prices) -> tuple[int, Contents]:
         """The most that contents can earn, and contents that do."""
-        _, highest = self._sets[-1][0], self._sets[-1][0] + 1
+        # What no windows of the sets make up needs one visit more, or cannot be: then only a card without attention is left.
+        highest = 0 if self.problem.one_run else self._sets[-1][0] + 1
         best = self._rest.best(prices, highest)
         for visits, vectors in self._sets:
             if len(vectors):

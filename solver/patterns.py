@@ -20,7 +20,7 @@ from solver.columns import ColumnSearch
 from solver.contents import Prices, merged, undominated
 from solver.load import Held, load_on
 from solver.problem import Problem
-from solver.search import Limits, Status, bound_of, search, total
+from solver.search import Limits, Status, at_least, bound_of, search, total
 
 MAX_PATTERNS = 300
 """Patterns of all groups together beyond which this bound is not worth its model."""
@@ -120,7 +120,7 @@ def worthwhile(problem: Problem, search: ColumnSearch, enough: int, most: int) -
     priced, cpu = search.first, problem.devices.index("cpu")
     patterns: dict[int, list[Pattern]] = {}
     for g, size in search.network.groups.items():
-        if g == cpu:
+        if g == cpu and size == 1:
             continue
         least = max(0, priced.earned[g]) - (enough - priced.bound)
         found = list(islice(patterns_on(problem, g), MAX_LISTED + 1))
@@ -183,9 +183,7 @@ def solve_patterns(
         if first in patterns:
             cp.add(sum(cell.cards for cell in cells if cell.device == first) == size)
     ticks = _ends_and_experts(problem, cp, cells, groups) + _route(problem, cp, cells, groups)
-    if floor > 0:
-        cp.add(ticks >= floor)
-    cp.minimize(ticks)
+    cp.minimize(at_least(cp, ticks, floor))
     solver, status = search(cp, limits)
     if status in ("infeasible", "unknown"):
         return PatternOutcome(status, max(floor, bound_of(solver, status)))

@@ -84,7 +84,7 @@ def _shift(here: Stretches, n_layers: int, rng: random.Random) -> Stretches | No
     i, j = sorted(rng.sample(range(len(here.cards)), 2))
     if rng.random() < 0.4:
         j = i + 1
-    by = rng.choice((-3, -2, -1, -1, 1, 1, 2, 3))
+    by = rng.choice((-8, -5, -3, -2, -1, -1, 1, 1, 2, 3, 5, 8))
     starts = tuple(start + by if i < k <= j else start for k, start in enumerate(here.starts))
     return replace(here, starts=starts) if all(a < b for a, b in pairwise((*starts, n_layers))) else None
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from cost_models import CostModel
 from profiles.placement import Objective, Placement
-from solver.assignment import Assignment, Counts, arrange
+from solver.assignment import Assignment, Counts, arrange, names_in_turn
 from solver.busiest import solve_busiest
 from solver.columns import ColumnSearch
 from solver.contents import contents_of
@@ -27,8 +27,8 @@ from solver.polish import polish
 from solver.problem import Problem
 from solver.scip_counts import solve_scip_counts
 from solver.search import Limits, Outcome
-from solver.slices import always_slices, solve_slices
-from solver.spread import Held, spread
+from solver.slices import solve_slices
+from solver.spread import Held, in_runs, spread
 from solver.walk import Walk
 
 STEPS = 1000
@@ -36,8 +36,11 @@ STEPS = 1000
 FEW_PATTERNS = 40
 """So many patterns are solved in no time, so they come before anything that is slow."""
 FILL_WORK = 0.1
-ROUNDS_PER_SECOND = 25
-"""Linear programs of the branching for each second of the time limit, a fifth of what a slow machine does."""
+UNORDERED_SHARE = 0.7
+"""Share of the time for the search without a target's order of devices."""
+ROUNDS_PER_SECOND = 20
+"""Linear programs of the branching for each second of the time limit: about a fifth of it on two slow cores. All shares
+add up to less than the limit, so that the plan does not depend on how busy the machine is."""
 
 
 class ProvedInfeasible(Exception):
@@ -55,12 +58,22 @@ class Candidate:
 
 
 class Portfolio:
-    """`best` as evaluated, `incumbent` in ticks, and `bound` in ticks over all placements that are allowed."""
+    """`best` as evaluated, `incumbent` in ticks, and `bound` in ticks over all placements that are allowed.
+
+    Where `problem` is one without its devices' order, `ordered` is the one with it: plans are renamed to obey it.
+    """
 
     def __init__(
-        self, problem: Problem, costs: CostModel, objective: Objective, limits: Limits, deadline: float
+        self,
+        problem: Problem,
+        costs: CostModel,
+        objective: Objective,
+        limits: Limits,
+        deadline: float,
+        ordered: Problem | None = None,
     ) -> None:
         self.problem, self.costs, self.objective = problem, costs, objective
+        self.ordered = ordered or problem
         self.limits, self.deadline = limits, deadline
         self.bound = 0
         self.best: Candidate | None = None
@@ -73,24 +86,31 @@ class Portfolio:
         if self.problem.bottleneck:
             self._by_busiest()
             return
+        if self.problem.unordered is not None:
+            self._by_unordered(self.problem.unordered)
+        else:
+            self._by_cards()
+        if not self.closed:
+            slices = solve_slices(self.problem, self._limits(0.1), floor=self.bound, hint=self.incumbent)
+            if self.problem.one_run:
+                self._raise_bound(slices.status, slices.bound)
+            self._offer(slices.assignment)
+        if not self.closed and self.incumbent is not None and is_small(self.problem):
+            free = solve_free_order(self.problem, self._limits(0.2), floor=self.bound, hint=self.incumbent)
+            self.bound = max(self.bound, free.bound)
+            self._offer(free.assignment)
+
+    def _by_cards(self) -> None:
+        """What does not ask for the order of the layers."""
         self._by_merged()
         if not self.closed:
             self._by_columns()
         if not self.closed:
             self._by_scip()
         if not self.closed:
-            counts = solve_counts(self.problem, self._limits(0.25), floor=self.bound)
+            counts = solve_counts(self.problem, self._limits(0.1), floor=self.bound)
             self._raise_bound(counts.status, counts.bound)
             self._arranged(counts)
-        if not self.closed:
-            slices = solve_slices(self.problem, self._limits(0.25), floor=self.bound, hint=self.incumbent)
-            if always_slices(self.problem):
-                self._raise_bound(slices.status, slices.bound)
-            self._offer(slices.assignment)
-        if not self.closed and self.incumbent is not None and is_small(self.problem):
-            free = solve_free_order(self.problem, self._limits(), floor=self.bound, hint=self.incumbent)
-            self.bound = max(self.bound, free.bound)
-            self._offer(free.assignment)
 
     def _by_busiest(self) -> None:
         """The exact model for the bottleneck; contiguous slices where its plan breaks the order of the devices."""
@@ -100,9 +120,21 @@ class Portfolio:
         self._offer(found.assignment)
         if not self.closed and self.problem.rank is not None:
             slices = solve_slices(self.problem, self._limits(), floor=self.bound, hint=self.incumbent)
-            if always_slices(self.problem):
+            if self.problem.one_run:
                 self._raise_bound(slices.status, slices.bound)
             self._offer(slices.assignment)
+
+    def _by_unordered(self, loose: Problem) -> None:
+        """As if equal cards could be visited in any order, which is easier as it does not matter which is which: its
+        bound holds, and so do its plans once the cards are named in order."""
+        seconds = UNORDERED_SHARE * self.limits.seconds
+        until = min(self.deadline, time.perf_counter() + seconds)
+        search = Portfolio(
+            loose, self.costs, self.objective, replace(self.limits, seconds=seconds), until, ordered=self.problem
+        )
+        search.run([] if self.best is None else [self.best.placement])
+        self.best, self.incumbent = search.best, search.incumbent
+        self.bound = max(self.bound, search.bound)
 
     def _by_merged(self) -> None:
         """The bound of a coarser problem, and walks from its best loads."""
@@ -124,7 +156,7 @@ class Portfolio:
             start = min(starts, key=deal.of)
             self._filled(start)
             if not self.closed:
-                self._filled(polish(self.problem, start, deal, steps=STEPS, seed=self.limits.seed))
+                self._filled(self._polish(start, deal))
 
     def _by_columns(self) -> None:
         """The columns' bound and walks at their prices, then branching, and whole patterns once they are few."""
@@ -145,7 +177,7 @@ class Portfolio:
 
     def _by_scip(self) -> None:
         """Counts that another solver finds, laid out and polished; they prove nothing here."""
-        limits = replace(self._limits(0.2), seconds=0.4 * self._limits().seconds, relative_gap=self.limits.relative_gap)
+        limits = replace(self._limits(0.1), relative_gap=self.limits.relative_gap)
         found = solve_scip_counts(self.problem, limits)
         if found.counts is not None:
             self._laid_out(found.counts, Deal(self.problem))
@@ -155,7 +187,7 @@ class Portfolio:
         patterns = None if self.closed else worthwhile(self.problem, columns, self._enough, most)
         if not patterns:
             return
-        found = solve_patterns(self.problem, self._limits(0.1), patterns, floor=self.bound)
+        found = solve_patterns(self.problem, self._limits(0.08), patterns, floor=self.bound)
         if found.status == "infeasible" and self.incumbent is None:
             raise ProvedInfeasible
         # Nothing below `enough` was left out of the patterns, but what is above it was.
@@ -163,16 +195,21 @@ class Portfolio:
         if found.loads and not self.closed:
             self._spread(found.loads)
         if found.cards and not self.closed:
-            self._arranged(solve_counts(self.problem, self._limits(0.1), floor=self.bound, cards=found.cards), deal)
+            self._arranged(solve_counts(self.problem, self._limits(0.04), floor=self.bound, cards=found.cards), deal)
 
     def _spread(self, loads: Sequence[Load]) -> None:
         """Plans that load every card as the patterns say: in order, and polished with the experts where they are."""
         starts, held = spread(self.problem, loads)
-        deal = Deal(self.problem, held)
-        start = min(starts, key=deal.of)
+        self._with_held(min(starts, key=Deal(self.problem, held).of), held)
+
+    def _with_held(self, start: Walk, held: Held) -> None:
+        """Plans from a walk whose cards hold such experts, as it is and polished."""
+        if self.ordered is not self.problem:
+            names = self._names(start)
+            start, held = start.renamed(names), {names[d]: experts for d, experts in held.items()}
         self._filled(start, held)
         if not self.closed:
-            self._filled(polish(self.problem, start, deal, steps=STEPS, seed=self.limits.seed), held)
+            self._filled(self._polish(start, Deal(self.problem, held)), held)
 
     def _walks(self, columns: ColumnSearch, deal: Deal) -> list[Walk]:
         """Contiguous walks at the columns' prices, the most promising ones first."""
@@ -186,11 +223,19 @@ class Portfolio:
         better: dict[Walk, int] = {}
         for walk in starts:
             if not self.closed and time.perf_counter() < self.deadline:
-                found = polish(self.problem, walk, deal, steps=STEPS, seed=self.limits.seed)
+                found = self._polish(walk, deal)
                 better[found] = deal.of(found)
         for walk in sorted(better, key=lambda walk: better[walk])[:2]:
             if not self.closed:
                 self._filled(walk)
+
+    def _polish(self, walk: Walk, deal: Deal, steps: int = STEPS) -> Walk:
+        start = walk if self.ordered is self.problem else walk.renamed(self._names(walk))
+        return polish(self.ordered, start, deal, steps=steps, seed=self.limits.seed)
+
+    def _names(self, walk: Walk) -> dict[int, int]:
+        """New names for the cards of a walk, in the order in which they have to be visited."""
+        return names_in_turn(self.problem, (*walk.attention, walk.embedding, walk.head), self.ordered.rank)
 
     def _filled(self, walk: Walk, held: Held | None = None) -> None:
         limits = self._limits(0.02)
@@ -204,9 +249,12 @@ class Portfolio:
     def _laid_out(self, counts: Counts, deal: Deal | None) -> None:
         plan = arrange(counts, self.problem)
         self._offer(plan)
+        if self.ordered.rank is not None and not self.closed:
+            # The devices' order may forbid to come back to one for layers of another class.
+            self._with_held(*in_runs(self.problem, counts))
         if deal is not None and not self.closed:
             walk = Walk(plan.embedding, plan.attention, plan.head)
-            self._filled(polish(self.problem, walk, deal, steps=2 * STEPS, seed=self.limits.seed))
+            self._filled(self._polish(walk, deal, steps=2 * STEPS))
 
     def _raise_bound(self, status: str, bound: int) -> None:
         if status == "infeasible":
@@ -253,6 +301,8 @@ class Portfolio:
 
     def _offer(self, assignment: Assignment | None, placement: Placement | None = None) -> None:
         """Keep a plan if it fits and is the best yet: `best` in seconds as evaluated, `incumbent` in ticks."""
+        if assignment is not None and placement is None and self.ordered is not self.problem:
+            assignment = assignment.canonical(self.problem, self.ordered.rank)
         if assignment is None or not self._in_order(assignment):
             return
         placement = placement or assignment.placement(self.problem)
@@ -265,5 +315,5 @@ class Portfolio:
             self.incumbent = assignment
 
     def _in_order(self, plan: Assignment) -> bool:
-        stops = (*plan.attention, plan.head) if self.problem.head_in_order else plan.attention
-        return all(self.problem.in_order(a, b) for a, b in pairwise(stops))
+        stops = (*plan.attention, plan.head) if self.ordered.head_in_order else plan.attention
+        return all(self.ordered.in_order(a, b) for a, b in pairwise(stops))

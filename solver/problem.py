@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from cost_models import CostModel, Step
@@ -57,7 +57,8 @@ class Problem:
     a layer's experts may be on several devices.
 
     `staging`, where there is any: a GPU keeps a buffer of `staging[c]` bytes as long as it has attention of class c whose
-    experts are on the CPU, the largest of those. `main`: a GPU that must hold something."""
+    experts are on the CPU, the largest of those. `main`: a GPU that must hold something. With `one_run` the attention on
+    a device is that of neighbouring layers: the token comes to each device once."""
 
     devices: tuple[str, ...]
     usable: tuple[int, ...]
@@ -75,6 +76,7 @@ class Problem:
     split_experts: bool = False
     staging: tuple[int, ...] = ()
     main: int | None = None
+    one_run: bool = False
 
     @cached_property
     def class_sizes(self) -> tuple[int, ...]:
@@ -88,6 +90,12 @@ class Problem:
     def twins(self) -> tuple[int, ...]:
         """For each device the first device that is interchangeable with it in every cost and permission."""
         return tuple(next(e for e in range(d + 1) if self._interchangeable(d, e)) for d in range(len(self.devices)))
+
+    @cached_property
+    def unordered(self) -> Problem | None:
+        """The same without the target's order of devices; None where that tells no equal devices apart."""
+        loose = replace(self, rank=None, head_in_order=False)
+        return loose if self.head_in_order and len(set(loose.twins)) < len(set(self.twins)) else None
 
     def in_order(self, a: int, b: int) -> bool:
         """Whether attention may go on from device a to b."""
@@ -176,6 +184,7 @@ def build_problem(costs: CostModel, *, objective: Objective, granularity: Granul
         bottleneck=objective == "throughput",
         tick_s=tick,
         rank=allowed.rank,
+        one_run=allowed.rank is not None and len(set(allowed.rank)) == len(names),
         head_in_order=allowed.head_in_order,
         staging=_staging(costs, layer_class) if costs.target_memory.stages_experts else (),
         split_experts=granularity == "expert",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import cached_property
 from itertools import pairwise
 
@@ -20,7 +20,8 @@ EMBEDDING, HEAD, FIRST = 0, 1, 2
 class Scales:
     """What the layouts of one problem are weighed with. `counted` are the devices that could hold something.
 
-    `kind[block]` numbers kinds of blocks: embedding, head, attention by class, then experts by class.
+    `kind[block]` numbers kinds of blocks: embedding, head, attention by class, then experts by class. `stop[block]` is
+    when a token comes there, for all but experts.
     """
 
     def __init__(self, problem: Problem) -> None:
@@ -31,6 +32,7 @@ class Scales:
         blocks = [problem.embedding, problem.head, *(kind.attention for kind in problem.classes)]
         self.blocks = [*blocks, *(kind.experts for kind in problem.classes)]
         self.counted = [d for d in range(len(problem.devices)) if self._could_hold_something(d)]
+        self.stop = {EMBEDDING: 0, HEAD: self.n_layers + 1, **{FIRST + i: 1 + i for i in range(self.n_layers)}}
         self._used: dict[tuple[int, tuple[int, ...]], int] = {}
 
     def _could_hold_something(self, d: int) -> bool:
@@ -55,12 +57,13 @@ class Scales:
 
 
 class Layout:
-    """A plan: `where[block]` is its device, and `numbers[d]` says what d holds, as in `Scales.free`."""
+    """A plan: `where[block]` is its device, `walk` the token's, and `numbers[d]` what d holds, as in `Scales.free`."""
 
     def __init__(self, scales: Scales, plan: Assignment) -> None:
         self.scales, self.plan = scales, plan
         experts = [NOWHERE if d is None else d for d in plan.experts]
         self.where = [plan.embedding, plan.head, *plan.attention, *experts]
+        self.walk = [plan.embedding, *plan.attention, plan.head]
         self.numbers = [[0] * (FIRST + 3 * scales.n_classes) for _ in scales.problem.devices]
         for block, d in enumerate(self.where):
             if d != NOWHERE:
@@ -99,11 +102,16 @@ class Layout:
         experts = tuple(None if d == NOWHERE else d for d in where[stop:])
         return Layout(self.scales, Assignment(where[EMBEDDING], where[HEAD], tuple(where[FIRST:stop]), experts))
 
+    def may(self, change: Change, most_ticks: int) -> bool:
+        """Whether the change keeps to the problem's rules and makes at most `most_ticks` ticks in all."""
+        extra, free = self._extra_ticks(change), self._free_after(change)
+        if extra is None or free is None:
+            return False
+        return self.ticks + extra <= most_ticks and min(free.values(), default=0) >= 0
+
     def price(self, change: Change, most_ticks: int) -> tuple[float, int, int] | None:
         """What relief costs: ticks a byte, ticks, and the bytes below 0. None where the change leaves the sorted list
         of free bytes no larger, makes more than `most_ticks` ticks in all, or breaks the problem's rules."""
-        if not all(self.scales.allowed(block, d) for block, d in change.items()):
-            return None
         extra = self._extra_ticks(change)
         if extra is None or self.ticks + extra > most_ticks:
             return None
@@ -149,36 +157,43 @@ class Layout:
         return {(block - FIRST) % self.scales.n_layers for block in change if block >= FIRST}
 
     def _extra_ticks(self, change: Change) -> int | None:
-        """Ticks that the change adds; None where attention would not be in order."""
-        problem, layers = self.scales.problem, self._layers(change)
-        if not self._in_order(change):
+        """Ticks that the change adds; None where a block may not go there, or attention would not be in order."""
+        scales = self.scales
+        for block, d in change.items():
+            if not scales.allowed(block, d):
+                return None
+        moved = {scales.stop[block]: d for block, d in change.items() if block in scales.stop}
+        if not self._in_order(moved):
             return None
-        if problem.bottleneck:
+        if scales.problem.bottleneck:
             return self._busiest_after(change) - self.ticks
-        stops = {block if block == EMBEDDING else self.scales.n_layers + 1 for block in change if block < FIRST}
-        stops |= {block - 1 for block in change if FIRST <= block < FIRST + self.scales.n_layers}
-        hops = {hop for stop in stops for hop in (stop - 1, stop) if 0 <= hop <= self.scales.n_layers}
-        ends = [block for block in (EMBEDDING, HEAD) if block in change]
-        return self._part(layers, hops, ends, change) - self._part(layers, hops, ends, {})
+        extra = self._extra_hops(moved)
+        for block in (EMBEDDING, HEAD):
+            if block in change:
+                end = scales.problem.head if block == HEAD else scales.problem.embedding
+                extra += end.ticks[change[block]] - end.ticks[self.where[block]]
+        for layer in self._layers(change):
+            extra += self._layer_ticks(layer, change) - self._layer_ticks(layer, {})
+        return extra
 
-    def stop(self, stop: int, change: Change) -> int:
-        """The device of the walk's stop: embedding, attentions, head."""
-        block = EMBEDDING if stop == 0 else HEAD if stop > self.scales.n_layers else FIRST + stop - 1
-        return change.get(block, self.where[block])
+    def _extra_hops(self, moved: Mapping[int, int]) -> int:
+        hop, walk, extra = self.scales.problem.hop, self.walk, 0
+        for stop, d in moved.items():
+            if stop > 0:
+                before = walk[stop - 1]
+                extra += hop[moved.get(stop - 1, before)][d] - hop[before][walk[stop]]
+            if stop + 1 < len(walk) and stop + 1 not in moved:
+                after = walk[stop + 1]
+                extra += hop[d][after] - hop[walk[stop]][after]
+        return extra
 
-    def _part(self, layers: Iterable[int], hops: Iterable[int], ends: Iterable[int], change: Change) -> int:
-        """Ticks of some layers, hops and ends after the change."""
-        problem, where, n = self.scales.problem, self.where, self.scales.n_layers
-        total = sum(problem.hop[self.stop(hop, change)][self.stop(hop + 1, change)] for hop in hops)
-        for block in ends:
-            total += (problem.head if block == HEAD else problem.embedding).ticks[change.get(block, where[block])]
-        for layer in layers:
-            kind, block = problem.classes[problem.layer_class[layer]], FIRST + layer
-            a = change.get(block, where[block])
-            total += kind.attention.ticks[a]
-            if kind.experts is not None:
-                total += kind.experts.ticks[a][change.get(block + n, where[block + n])]
-        return total
+    def _layer_ticks(self, layer: int, change: Change) -> int:
+        problem, block = self.scales.problem, FIRST + layer
+        kind, other = problem.classes[problem.layer_class[layer]], block + self.scales.n_layers
+        a = change.get(block, self.where[block])
+        if kind.experts is None:
+            return kind.attention.ticks[a]
+        return kind.attention.ticks[a] + kind.experts.ticks[a][change.get(other, self.where[other])]
 
     def _busiest_after(self, change: Change) -> int:
         busy = self._busy.copy()
@@ -190,9 +205,9 @@ class Layout:
             busy[d] += ticks[d]
         return max(busy)
 
-    def _in_order(self, change: Change) -> bool:
-        problem, n = self.scales.problem, self.scales.n_layers
+    def _in_order(self, moved: Mapping[int, int]) -> bool:
+        problem = self.scales.problem
         if problem.rank is None:
             return True
-        stops = [self.stop(stop, change) for stop in range(1, n + 1 + problem.head_in_order)]
-        return all(problem.in_order(a, b) for a, b in pairwise(stops))
+        walk = [moved.get(stop, d) for stop, d in enumerate(self.walk)]
+        return all(problem.in_order(a, b) for a, b in pairwise(walk[1:] if problem.head_in_order else walk[1:-1]))

@@ -10,6 +10,7 @@ from typing import Literal
 from ortools.sat.python import cp_model
 
 from solver.assignment import Assignment, Counts
+from solver.problem import MOST_TICKS
 
 Status = Literal["optimal", "feasible", "infeasible", "unknown"]
 
@@ -72,3 +73,16 @@ def total(terms: Iterable[tuple[int, cp_model.IntVar]]) -> cp_model.LinearExpr:
     """sum of coefficient * variable."""
     pairs = list(terms)
     return cp_model.LinearExpr.weighted_sum([var for _, var in pairs], [coefficient for coefficient, _ in pairs])
+
+
+def at_least(cp: cp_model.CpModel, ticks: cp_model.LinearExprT, floor: int) -> cp_model.LinearExprT:
+    """An objective that is no less than `floor`, a bound known from elsewhere: the search stops once it gets there.
+
+    `ticks` itself may be less. A model that leaves something out reckons plans cheaper than they are, and to ask for
+    ticks of at least `floor` would cut those plans off.
+    """
+    if floor <= 0:
+        return ticks
+    objective = cp.new_int_var(floor, max(floor, MOST_TICKS), "objective")
+    cp.add(objective >= ticks)
+    return objective

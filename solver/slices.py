@@ -1,6 +1,6 @@
 """Slices: the counts model with positions, so that every device holds one contiguous run of attention.
 
-Where the order of the devices is strict (llama.cpp) every placement is like that, and the model is exact.
+Where every placement has to be like that (llama.cpp) the model is exact.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from solver.search import Limits, Outcome, bound_of, search
 def solve_slices(problem: Problem, limits: Limits, *, floor: int, hint: Assignment | None) -> Outcome:
     """The best plan whose devices hold contiguous runs of attention; `floor` is a known lower bound in ticks.
 
-    Unless `always_slices` it says nothing of other placements: the bound stays `floor`, and `infeasible` is no proof.
+    Where other placements are allowed it says nothing of them: the bound stays `floor`, and `infeasible` is no proof.
     """
     model = counts_variables(problem)
     counts_constraints(model)
@@ -23,7 +23,7 @@ def solve_slices(problem: Problem, limits: Limits, *, floor: int, hint: Assignme
     if hint is not None:
         _hint(model, hint)
     solver, status = search(model.cp, limits)
-    bound = max(floor, bound_of(solver, status)) if always_slices(problem) else floor
+    bound = max(floor, bound_of(solver, status)) if problem.one_run else floor
     if status in ("infeasible", "unknown"):
         return Outcome(status, bound)
     counts = decode_counts(model, solver)
@@ -33,11 +33,6 @@ def solve_slices(problem: Problem, limits: Limits, *, floor: int, hint: Assignme
         attention.append(starts[i] if i in starts else attention[-1])
     experts = experts_for(attention, counts, problem)
     return Outcome(status, bound, counts, Assignment(counts.embedding, counts.head, tuple(attention), experts))
-
-
-def always_slices(problem: Problem) -> bool:
-    """Whether the order of the devices leaves no placement whose attention is not in contiguous runs."""
-    return problem.rank is not None and len(set(problem.rank)) == len(problem.rank)
 
 
 def _slices(model: CountsModel) -> None:

@@ -70,10 +70,9 @@ class SplitSearch:
 
     def _whole(self, rules: list[Placement], share: float, gap: float) -> Walk | None:
         """Plans of whole blocks; the walk of the best."""
-        seconds = share * max(0.0, self.deadline - time.perf_counter())
         limits = replace(self.limits, seconds=share * self.limits.seconds, relative_gap=max(gap, self.limits.relative_gap))
-        until = time.perf_counter() + seconds
-        portfolio = Portfolio(replace(self.problem, split_experts=False), self.costs, self.objective, limits, until)
+        whole = replace(self.problem, split_experts=False)
+        portfolio = Portfolio(whole, self.costs, self.objective, limits, self.deadline)
         try:
             portfolio.run(rules)
         except ProvedInfeasible:

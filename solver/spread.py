@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from solver.assignment import lay_out
+from solver.assignment import Counts, lay_out
 from solver.patterns import Load
 from solver.problem import Problem
 from solver.walk import Walk
@@ -55,6 +55,19 @@ def spread(problem: Problem, loads: Sequence[Load]) -> tuple[list[Walk], Held]:
         for attention in (lay_out(problem, counts, route, by_run) for by_run in (False, True))
     ]
     return found, held
+
+
+def in_runs(problem: Problem, counts: Counts) -> tuple[Walk, Held]:
+    """A walk with as many layers on each device as `counts` have there, in one run each along their route whatever their
+    classes, and the experts of these."""
+    classes, devices = range(len(problem.classes)), range(len(problem.devices))
+    attention = [d for d in counts.route for c in classes for _ in range(counts.attention[c, d])]
+    held = {
+        d: tuple(sum(counts.experts.get((c, a, d), 0) for a in devices) for c in classes)
+        for d in devices
+        if d != problem.cpu
+    }
+    return Walk(counts.embedding, tuple(attention), counts.head), held
 
 
 def _room(problem: Problem, d: int, load: Load) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 
@@ -12,3 +13,6 @@ class Walk:
     embedding: int
     attention: tuple[int, ...]
     head: int
+
+    def renamed(self, new: Mapping[int, int]) -> Walk:
+        return Walk(new[self.embedding], tuple(new[a] for a in self.attention), new[self.head])

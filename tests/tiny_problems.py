@@ -84,8 +84,7 @@ class Plans:
 
     def runs(self, d: int) -> Integers:
         """Runs of attention on device d."""
-        here = self.attention == d
-        return np.asarray(here[:, 0] + (here[:, 1:] & ~here[:, :-1]).sum(axis=1))
+        return _runs(self.attention, d)
 
 
 def every_plan(problem: Problem) -> Plans:
@@ -104,10 +103,17 @@ def every_plan(problem: Problem) -> Plans:
         rank = np.array(problem.rank)
         stops = np.column_stack([attention, rows[:, 1]]) if problem.head_in_order else attention
         keep &= np.all(np.diff(rank[stops], axis=1) >= 0, axis=1)
+    if problem.one_run:
+        keep &= np.all([_runs(attention, d) <= 1 for d in range(len(problem.devices))], axis=0)
     rows = rows[keep]
     rows = rows[_fits(problem, rows)]
     attention, experts = rows[:, 2 : 2 + n_layers], rows[:, 2 + n_layers :]
     return Plans(problem, rows[:, 0], rows[:, 1], attention, experts, _ticks(problem, rows))
+
+
+def _runs(attention: Integers, d: int) -> Integers:
+    here = attention == d
+    return np.asarray(here[:, 0] + (here[:, 1:] & ~here[:, :-1]).sum(axis=1))
 
 
 def _places(allowed: Sequence[bool]) -> list[int]:
@@ -153,13 +159,40 @@ def _ticks(problem: Problem, rows: Integers) -> Integers:
     return ticks
 
 
+# ---- problems by hand ----
+
+
+def block_on(*devices: int, of: int = 2, n_bytes: int = 1, ticks: int = 1) -> BlockCosts:
+    """A block that weighs and takes the same everywhere, allowed on `devices` of `of`."""
+    return BlockCosts((n_bytes,) * of, 0, (ticks,) * of, tuple(d in devices for d in range(of)))
+
+
+def turns_problem() -> Problem:
+    """Three layers whose attention may only be on the card, in turns with three whose may only be on the CPU: a token
+    goes there from the embedding and back to the head, and hops five times."""
+    return Problem(
+        devices=("cuda:0", "cpu"),
+        usable=(9, 9),
+        embedding=block_on(0),
+        head=block_on(1),
+        tied_bytes=0,
+        hop=((0, 10), (10, 0)),
+        classes=(LayerClass(block_on(0), None), LayerClass(block_on(1), None)),
+        layer_class=(0, 1, 0, 1, 0, 1),
+        whole_layers=False,
+        bottleneck=False,
+        tick_s=1e-9,
+    )
+
+
 # ---- problems drawn at random ----
 
 
 def random_problem(
     rng: random.Random, *, whole: bool | None = None, ordered: bool | None = None, shape: tuple[int, ...] | None = None
 ) -> Problem:
-    """A few equal cards, perhaps others, and the CPU; layers of one to three classes in turns, in blocks or anyhow."""
+    """A few equal cards, perhaps others, and the CPU, which may equal them too; layers of some classes in turns, in
+    blocks or anyhow."""
     problem = None
     while problem is None or _number(problem) > MOST_PLANS:
         problem = _random_problem(rng, whole, ordered, shape or rng.choice(SHAPES))
@@ -239,7 +272,7 @@ class _Draw:
 def _random_problem(rng: random.Random, whole: bool | None, ordered: bool | None, shape: tuple[int, ...]) -> Problem:
     equal, others, n_layers, n_classes = shape
     names = [*(f"cuda:{i}" for i in range(equal + others)), "cpu"]
-    kinds = [*([0] * equal), *range(1, 1 + others), 9]
+    kinds = [*([0] * equal), *range(1, 1 + others), 0 if rng.random() < 0.03 else 9]
     if rng.random() < 0.15:
         names, kinds = names[::-1], kinds[::-1]
     draw = _Draw(rng, kinds)
@@ -277,6 +310,7 @@ def _random_problem(rng: random.Random, whole: bool | None, ordered: bool | None
         head_in_order=rank is not None and rng.random() < 0.5,
         staging=tuple(rng.randint(0, 3) for _ in classes) if rng.random() < 0.2 else (),
         main=names.index("cuda:0") if rng.random() < 0.1 else None,
+        one_run=rng.random() < 0.1 if rank is None else len(set(rank)) == len(rank),
     )
 
 
