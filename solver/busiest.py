@@ -41,6 +41,9 @@ def solve_busiest(problem: Problem, limits: Limits, *, floor: int = 0, ceiling: 
         cp.add(_load(problem, cp, d, attention, experts, ends) <= problem.usable[d])
         busy.append(_busy(problem, d, attention, experts, ends))
         cp.add(busy[d] <= busiest)
+    if problem.main is not None:
+        here = [number for numbers in (attention, experts) for (_, d), number in numbers.items() if d == problem.main]
+        cp.add(sum(here) + sum(end[problem.main] for end in ends) >= 1)
     for first in dict.fromkeys(problem.twins):
         for one, next_ in pairwise([d for d in devices if problem.twins[d] == first]):
             cp.add(busy[one] >= busy[next_])

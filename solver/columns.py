@@ -31,6 +31,9 @@ WHOLE = 1e-5
 BRANCH_FIRST = ("visits", "away", "guests", "moved", "start", "end", "hop")
 """Numbers that decide most come first; sums before their parts."""
 
+WARM_UP = 60
+"""Rounds of quick columns before the first exact one, at most."""
+
 Range = tuple[int, int]
 Ranges = Mapping[Row, Range]
 
@@ -110,10 +113,28 @@ class ColumnSearch:
     def start(self, known: Iterable[tuple[int, Contents]], enough: int, deadline: float) -> int:
         """The bound of the first linear program, begun with `known` contents; stops early at `enough` ticks."""
         for g, contents in known:
-            self._master.add(g, contents)
+            if contents.fits(self.problem, g):
+                self._master.add(g, contents)
+        self._warm_up(deadline)
         self._put(self._solve({}, 0, enough, deadline))
         self.first = self._last
         return self.bound
+
+    def _warm_up(self, deadline: float) -> None:
+        """Columns from quick knapsacks, as long as they bring new ones: exact ones cost several times as much."""
+        for _ in range(WARM_UP):
+            solved = self._master.solve() if time.perf_counter() < deadline else None
+            if solved is None:
+                return
+            self.rounds += 1
+            fresh = [
+                self._master.add(g, replace(contents, staged=staged) if staged else contents)
+                for g, sizes in self._knapsacks.items()
+                for staged, knapsack in sizes.items()
+                if (contents := knapsack.quick(self.network.prices(solved[1], g, staged))).fits(self.problem, g)
+            ]
+            if not any(fresh):
+                return
 
     @property
     def bound(self) -> int:

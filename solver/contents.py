@@ -67,6 +67,13 @@ class Contents:
                 workspace = max(workspace, kind.experts.workspace * (h > 0))
         return total + workspace + self.staged
 
+    def fits(self, problem: Problem, device: int) -> bool:
+        """Whether `device` may hold these and has room for them."""
+        here = [(problem.embedding.allowed, self.embedding), (problem.head.allowed, self.head)]
+        for kind, a, h in zip(problem.classes, self.attention, self.experts, strict=True):
+            here += [(kind.attention.allowed, a), ((kind.experts or kind.attention).allowed, h)]
+        return all(allowed[device] for allowed, n in here if n) and self.bytes(problem, device) <= problem.usable[device]
+
 
 def contents_of(problem: Problem, plan: Assignment) -> list[tuple[int, Contents]]:
     """What each card of `plan` holds, by the first of its group of equals."""
@@ -128,6 +135,10 @@ class Knapsack:
         about as much but may not fit). A card that is used at all is taken to need so many `visits`."""
         return max((level.best(prices, visits) for level in self._levels), key=lambda found: found[0])
 
+    def quick(self, prices: Prices) -> Contents:
+        """Good contents: the best beside the largest workspace, for a card that is visited once."""
+        return self._levels[-1].best(prices, 1)[1]
+
 
 def _levels(problem: Problem, device: int) -> Iterator[_Level]:
     """One knapsack for each workspace the device may have to keep: blocks that need more are left out."""
@@ -167,7 +178,9 @@ class _Level:
         half = (len(lists) + 1) // 2
         left, right = merged(lists[:half], self.room), merged(lists[half:], self.room)
         best, where, ends = None, (0, 0), (0, 0)
-        for embedding, head in product(*((0, 1) if may else (0,) for may in self.ends)):
+        # An end that earns nothing only takes room.
+        paid = (prices.embedding > 0, prices.head > 0)
+        for embedding, head in product(*(range(1 + (may and pays)) for may, pays in zip(self.ends, paid, strict=True))):
             room = self.room - embedding * self.problem.embedding.bytes[self.device]
             room -= head * self.problem.head.bytes[self.device] - self.problem.tied_bytes * embedding * head
             found = _best_pair(left, right, room)

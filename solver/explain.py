@@ -45,7 +45,7 @@ def infeasible(problem: Problem, costs: CostModel, pins: Pins | None = None) -> 
     `pins` are those that the problem was built with; where they are not, no change is suggested.
     """
     budget = Budget(WORK)
-    whole_layers, split = problem.whole_layers, getattr(problem, "split_experts", False)
+    whole_layers, split = problem.whole_layers, problem.split_experts
     demand = demand_of(costs, _Permissions(problem), whole_layers=whole_layers, split=split)
     budget.share(2)
     missing = least_missing(demand, problem.usable, budget)

@@ -43,6 +43,11 @@ def roomiest(problem: Problem, plan: Assignment, most_ticks: int, limits: Limits
     return found.plan
 
 
+def smallest_free(problem: Problem, plan: Assignment) -> int:
+    """Bytes left on the fullest of the devices that could hold something."""
+    return Layout(Scales(problem), plan).smallest
+
+
 def _roomy(layout: Layout) -> tuple[int, int]:
     return layout.smallest, -layout.ticks
 

@@ -3,6 +3,7 @@ visited (`solver/windows.py`): every number of attentions that one or two window
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -62,10 +63,12 @@ class InterleavedKnapsack:
         visits = self.windows.visits(contents.attention)
         if visits == contents.visits:
             return best
-        exact = Contents(
-            contents.attention, contents.experts, contents.local, contents.embedding, contents.head, visits
-        )
-        return value, exact
+        return value, replace(contents, visits=visits)
+
+    def quick(self, prices: Prices) -> Contents:
+        """Good contents, with the visits they need."""
+        found = self._rest.quick(prices)
+        return replace(found, visits=self.windows.visits(found.attention))
 
     def _of(self, vectors: Integers, visits: int, prices: Prices) -> tuple[int, Contents]:
         """The best contents whose attentions are a row of `vectors`."""
@@ -79,7 +82,7 @@ class InterleavedKnapsack:
         alone = vectors @ (np.array(prices.attention) + sent)
         experts_need = min((x.workspace for _, x, _ in self._experts), default=0)
         best: tuple[int, Contents] | None = None
-        for embedding, head in product((0, 1), (0, 1)):
+        for embedding, head in product(range(1 + (prices.embedding > 0)), range(1 + (prices.head > 0))):
             ends = [(block, n) for block, n in ((problem.embedding, embedding), (problem.head, head)) if n]
             if not all(block.allowed[d] for block, _ in ends):
                 continue

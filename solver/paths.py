@@ -156,6 +156,8 @@ class _Walks:
         self.names = list(self.groups)
         self.slices = {g: SlicePrices(problem, prices, g) for g in self.groups}
         self.cpu = problem.devices.index("cpu")
+        self._begun: dict[int, tuple[Ticks, Ticks]] = {}
+        self._ended: dict[tuple[int, bool], Ticks] = {}
         self.done: dict[tuple[int, ...], dict[int, Ticks]] = {}
         self.back: dict[tuple[tuple[int, ...], int], tuple[Whole, Whole]] = {}
 
@@ -221,6 +223,11 @@ class _Walks:
 
     def _embedding(self, h: int) -> tuple[Ticks, Ticks]:
         """The walk begins on a card of group h: with the embedding on it, or on the CPU."""
+        if h not in self._begun:
+            self._begun[h] = self._begin(h)
+        return self._begun[h]
+
+    def _begin(self, h: int) -> tuple[Ticks, Ticks]:
         problem, all_j = self.problem, np.arange(self.n_layers + 1)
         block, start = problem.embedding, np.zeros(self.n_layers + 1, np.int64)
         nothing = np.full(self.n_layers + 1, np.inf)
@@ -255,8 +262,9 @@ class _Walks:
         arrive, origin = self._arrive(before, h) if before in self.done else (None, np.zeros(0, np.int64))
         if arrive is None:
             return None
-        starts = np.arange(n + 1)
-        last = self.slices[h].of(starts, np.full(n + 1, n), end_bytes, end_workspace)
+        if (h, here) not in self._ended:
+            self._ended[h, here] = self.slices[h].of(np.arange(n + 1), np.full(n + 1, n), end_bytes, end_workspace)
+        last = self._ended[h, here]
         total = arrive + last
         at = int(np.argmin(total))
         if not np.isfinite(total[at]):

@@ -19,6 +19,7 @@ from solver.problem import Problem, build_problem
 from solver.rules import Allowed, Pins, breaks, check_target, coarser
 from solver.search import Limits
 from solver.split import SplitSearch
+from solver.streaming import StreamSearch
 
 
 def solve(
@@ -59,7 +60,8 @@ def solve(
     granularity = coarser(granularity, allowed.finest)
     problem = build_problem(costs, objective=objective, granularity=granularity, allowed=allowed)
     limits = Limits(time_limit, relative_gap=relative_gap, workers=workers or 1, seed=seed)
-    kind = SplitSearch if problem.split_experts else Portfolio
+    streams = costs.target_memory.streams_blocks and costs.hardware.gpus
+    kind = SplitSearch if problem.split_experts else StreamSearch if streams else Portfolio
     search = kind(problem, costs, objective, limits, started + time_limit)
     try:
         search.run(_hand_candidates(costs, allowed, problem))

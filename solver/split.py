@@ -12,7 +12,7 @@ from typing import Any
 from cost_models import CostModel
 from profiles.placement import Objective, Placement
 from solver.evaluate import judge
-from solver.portfolio import Candidate, Portfolio, ProvedInfeasible
+from solver.portfolio import NO_CEILING, Candidate, Portfolio, ProvedInfeasible
 from solver.problem import Problem, objective_steps
 from solver.search import Limits
 from solver.split_bound import Mode, SplitBound, SplitTables, split_bound
@@ -22,7 +22,7 @@ from solver.walk import Walk
 
 WHOLE_SHARE = 0.15
 """Share of the time that plans of whole blocks may take, and how near to their best they need to come."""
-WHOLE_GAP = 0.002
+WHOLE_GAP = 0.02
 MOST_WALKS = 60
 FILLED = 4
 TUNED = 2
@@ -66,13 +66,16 @@ class SplitSearch:
                 self._from_modes(bound, tables, whole)
         if self.best is not None and self.best.seconds > self.whole_bound_s:
             # Whole blocks may still be better than what was found: never return less than they give.
-            self._whole(rules, 1.0, 0.0)
+            self._whole(rules, 0.5, 0.0, math.ceil(self.best.seconds / self.problem.tick_s))
 
-    def _whole(self, rules: list[Placement], share: float, gap: float) -> Walk | None:
-        """Plans of whole blocks; the walk of the best."""
+    def _whole(
+        self, rules: list[Placement], share: float, gap: float, ceiling: int = NO_CEILING
+    ) -> Walk | None:
+        """Plans of whole blocks below `ceiling` ticks; the walk of the best."""
         limits = replace(self.limits, seconds=share * self.limits.seconds, relative_gap=max(gap, self.limits.relative_gap))
         whole = replace(self.problem, split_experts=False)
         portfolio = Portfolio(whole, self.costs, self.objective, limits, self.deadline)
+        portfolio.ceiling = ceiling
         try:
             portfolio.run(rules)
         except ProvedInfeasible:
@@ -168,6 +171,7 @@ class SplitSearch:
             "objective_s": seconds,
             "bound_s": seconds if proved else bound_s,
             "gap": 0.0 if proved else gap,
+            "module_objective_s": self.whole_s,
         }
 
 

@@ -5,23 +5,24 @@ from __future__ import annotations
 import random
 import time
 from collections import Counter
-from dataclasses import replace
 from itertools import pairwise
 
 import pytest
-from tiny_problems import Booleans, Integers, Plans, every_plan, problems, random_problem, turns_problem
+from tiny_problems import Plans, every_plan, problems, random_problem, turns_problem
 
 from solver.assignment import Assignment
-from solver.columns import ColumnSearch, _lagrangian, _Node
+from solver.columns import ColumnSearch, Ranges, _lagrangian, _Node
 from solver.contents import contents_of
 from solver.interleaved import InterleavedKnapsack
 from solver.merge import merge
-from solver.network import UNLIMITED, Between, Network, Row
+from solver.network import UNLIMITED, Network, Row
 from solver.problem import Problem
 
 NO_PLAN = 2**62
 """More ticks than any plan takes."""
-ROUNDS = 120
+ROUNDS = 50
+LOOKS = 2000
+"""Plans, the cheapest first, among which one is looked for."""
 
 
 def soon() -> float:
@@ -29,11 +30,8 @@ def soon() -> float:
     return time.perf_counter() + 60
 
 
-# ---- what is between the cards, counted in a plan ----
-
-
 def between(problem: Problem, plan: Assignment) -> Counter[Row]:
-    """How often each thing is there, from what its name says."""
+    """How often everything between the cards is there in a plan, from what its name says."""
     twins = problem.twins
     runs = [a for i, a in enumerate(plan.attention) if i == 0 or plan.attention[i - 1] != a]
     found: Counter[Row] = Counter(("visits", twins[a]) for a in runs)
@@ -46,16 +44,203 @@ def between(problem: Problem, plan: Assignment) -> Counter[Row]:
             found["moved", twins[a], twins[d], c] += 1
             found["guests", twins[d], c] += 1
             found["away", c] += twins[d] == problem.cpu
-    return found
+    return +found
 
 
-def numbers_of(plans: Plans, name: Row) -> Integers:
-    """The number of `name` in each of the plans."""
-    rows = [between(plans.problem, plans.plan(row))[name] for row in range(len(plans))]
-    return np_array(rows)
+def lies_in(found: Counter[Row], ranges: Ranges) -> bool:
+    return all(low <= found[name] <= high for name, (low, high) in ranges.items())
 
 
-def np_array(rows: list[int]) -> Integers:
-    import numpy as np
+def least_in(plans: Plans, ranges: Ranges) -> int:
+    """Ticks of the cheapest plan with numbers in `ranges`; more than any where none of the cheapest plans is one."""
+    for row in plans.ticks.argsort()[:LOOKS]:
+        if lies_in(between(plans.problem, plans.plan(int(row))), ranges):
+            return int(plans.ticks[row])
+    return NO_PLAN
 
-    return np.array(rows, np.int64)
+
+# ---- what lies between the cards ----
+
+
+@pytest.mark.parametrize("batch", range(6))
+def test_every_plan_obeys_the_rows_at_no_more_than_its_ticks(batch: int) -> None:
+    """240 problems, the best plan and some others of each."""
+    exact = tried = 0
+    for problem, plans, rng in problems(1_000 + 40 * batch, 40):
+        network = Network(problem)
+        known = {item.name: item for item in network.between}
+        for row in {int(plans.ticks.argmin()), *rng.choices(range(len(plans)), k=8)} if len(plans) else ():
+            plan = plans.plan(row)
+            sums, ticks = Counter[Row](), 0
+            for name, n in between(problem, plan).items():
+                assert n <= known[name].most
+                ticks += n * known[name].ticks
+                sums.update({r: n * k for r, k in known[name].rows.items()})
+            for g, held in contents_of(problem, plan):
+                ticks += held.ticks(problem, g)
+                sums.update(network.rows_of(held, g))
+            assert all(network.limits[r][0] <= n <= network.limits[r][1] for r, n in sums.items() if n)
+            assert all(least <= sums[r] for r, (least, _) in network.limits.items())
+            assert ticks <= plan.ticks(problem)
+            exact, tried = exact + (ticks == plan.ticks(problem)), tried + 1
+    assert exact >= 0.7 * tried
+
+
+# ---- the bound ----
+
+
+@pytest.mark.parametrize("batch", range(10))
+def test_the_bound_is_no_more_than_any_plan_takes(batch: int) -> None:
+    """300 problems: the first linear program, and some branches; begun with nothing, or with some plan's contents."""
+    tight = tried = 0
+    for problem, plans, rng in problems(2_000 + 30 * batch, 30):
+        search = ColumnSearch(problem)
+        known = contents_of(problem, plans.plan(rng.randrange(len(plans)))) if len(plans) and rng.random() < 0.5 else []
+        first = search.start(known, NO_PLAN, soon())
+        last = search.improve(NO_PLAN, ROUNDS, soon())
+        assert first <= last
+        if plans.least is not None:
+            assert last <= plans.least
+            tight, tried = tight + (last == plans.least), tried + 1
+    assert tight >= 0.4 * tried
+
+
+def test_layers_in_turns_are_visited_in_turns() -> None:
+    problem = turns_problem()
+    search = ColumnSearch(problem)
+    assert search.start([], NO_PLAN, soon()) == every_plan(problem).least == 8 + 5 * 10
+
+
+def test_classes_in_turns_are_looked_at_by_visits() -> None:
+    """Or the tests here say nothing about those."""
+    found = [ColumnSearch(problem) for problem, _, _ in problems(2_000, 150)]
+    knapsacks = [k for search in found for of_group in search._knapsacks.values() for k in of_group.values()]
+    assert sum(isinstance(k, InterleavedKnapsack) for k in knapsacks) >= 8
+
+
+@pytest.mark.parametrize("batch", range(2))
+def test_a_search_that_stops_early_has_a_bound_too(batch: int) -> None:
+    """At what is enough, or when the time is over."""
+    for problem, plans, rng in problems(3_000 + 20 * batch, 20):
+        if plans.least is None:
+            continue
+        late = ColumnSearch(problem)
+        assert late.start([], NO_PLAN, time.perf_counter() - 1) == late.improve(NO_PLAN, 9, soon()) == 0
+        assert not late.first.prices
+        whole = ColumnSearch(problem)
+        best = max(whole.start([], NO_PLAN, soon()), whole.improve(NO_PLAN, ROUNDS, soon()))
+        enough = rng.randint(0, plans.least)
+        search = ColumnSearch(problem)
+        bound = search.start([], enough, soon())
+        assert bound <= search.improve(enough, ROUNDS, soon()) <= plans.least
+        assert search.bound >= enough or search.bound <= best
+        assert search.rounds <= whole.rounds
+
+
+@pytest.mark.parametrize("batch", range(6))
+def test_the_bound_holds_at_any_prices(batch: int) -> None:
+    """Not only those of a linear program: a price for each row, of either sign, none below 0 for what has no most."""
+    positive = 0
+    for problem, plans, rng in problems(4_000 + 25 * batch, 25):
+        if plans.least is None:
+            continue
+        search = ColumnSearch(problem)
+        search.start([], NO_PLAN, soon())
+        network, good = search.network, search.first.prices
+        for size in (2, 20, network.highest_price // 50 + 1, network.highest_price):
+            for start in (good, {}):
+                prices = {
+                    row: start.get(row, 0) + (rng.randint(-size, size) if rng.random() < 0.4 else 0)
+                    for row in network.limits
+                }
+                prices = {row: max(0, n) if network.limits[row][1] == UNLIMITED else n for row, n in prices.items()}
+                earned = {g: search._best(prices, g)[0] for g in network.groups}
+                bound = _lagrangian(network, prices, earned, {})
+                assert bound <= plans.least
+                positive += bound > 0
+    assert positive >= 10
+
+
+# ---- branches ----
+
+
+def random_ranges(rng: random.Random, search: ColumnSearch) -> Ranges:
+    """Some numbers at most, or at least, so many."""
+    ranges: dict[Row, tuple[int, int]] = {}
+    for item in rng.sample(search.network.between, min(3, len(search.network.between))):
+        cut = rng.randint(0, min(item.most, 3))
+        ranges[item.name] = rng.choice(((0, cut), (min(item.most, cut), item.most)))
+    return ranges
+
+
+@pytest.mark.parametrize("batch", range(6))
+def test_the_bound_of_a_part_holds_in_it(batch: int) -> None:
+    """120 problems, numbers between cards restricted at random, one part after the other with the columns of all."""
+    inside = 0
+    for problem, plans, rng in problems(5_000 + 20 * batch, 20):
+        if plans.least is None:
+            continue
+        search = ColumnSearch(problem)
+        search.start([], NO_PLAN, soon())
+        for _ in range(3):
+            ranges = random_ranges(rng, search)
+            least = least_in(plans, ranges)
+            assert search._solve(ranges, 0, NO_PLAN, soon()).bound <= least
+            inside += least > search.bound
+        assert search._solve({}, 0, NO_PLAN, soon()).bound <= plans.least
+    assert inside >= 5
+
+
+@pytest.mark.parametrize("batch", range(5))
+def test_every_plan_lies_in_one_part_and_takes_no_less_than_its_bound(batch: int) -> None:
+    branched = 0
+    for problem, plans, rng in problems(6_000 + 20 * batch, 20):
+        search = ColumnSearch(problem)
+        search.start([], NO_PLAN, soon())
+        search.improve(NO_PLAN, ROUNDS, soon())
+        nodes = [node for _, _, node in search._heap]
+        assert search.bound == min(node.bound for node in nodes)
+        branched += len(nodes) > 1
+        rows = {*plans.ticks.argsort()[:20], *rng.choices(range(len(plans)), k=20)} if len(plans) else ()
+        for row in map(int, rows):
+            found = between(problem, plans.plan(row))
+            of_it = [node for node in nodes if lies_in(found, node.ranges)]
+            assert len(of_it) == 1
+            assert of_it[0].bound <= plans.ticks[row]
+    assert branched >= 2
+
+
+@pytest.mark.parametrize("value", [0.5, 2.999, 3.0001])
+def test_parts_share_nothing_and_leave_nothing_out(value: float) -> None:
+    name: Row = ("visits",)
+    node = _Node(7, {name: (0, 5), ("away", 0): (1, 2)}, {name: value, ("away", 0): 1.0})
+    assert node.branch == name
+    (fewer, more) = node.parts(name, 9)
+    assert (fewer[name], more[name]) == ((0, int(value)), (int(value) + 1, 5))
+    assert fewer["away", 0] == more["away", 0] == (1, 2)
+    assert _Node(7, {}, {name: value}).parts(name, 9)[1] == {name: (int(value) + 1, 9)}
+
+
+# ---- classes that differ little as one ----
+
+
+@pytest.mark.parametrize("batch", range(3))
+def test_the_bound_of_a_coarser_problem_holds(batch: int) -> None:
+    merged = 0
+    for problem, plans, _ in problems(7_000 + 60 * batch, 60):
+        coarser = merge(problem)
+        if coarser is None:
+            continue
+        fewer = every_plan(coarser.problem)
+        assert len(coarser.problem.classes) < len(problem.classes)
+        if plans.least is not None:
+            merged += 1
+            assert fewer.least is not None
+            assert fewer.least + coarser.constant <= plans.least
+            search = ColumnSearch(coarser.problem)
+            assert search.start([], NO_PLAN, soon()) + coarser.constant <= plans.least
+    assert merged >= 2
+
+
+def test_what_cannot_be_merged_is_left_alone() -> None:
+    assert merge(random_problem(random.Random(8_000), shape=(2, 0, 3, 1))) is None
