@@ -34,6 +34,9 @@ BRANCH_FIRST = ("visits", "away", "guests", "moved", "start", "end", "hop")
 WARM_UP = 60
 """Rounds of quick columns before the first exact one, at most."""
 
+DIVE = 6
+"""Rounds of quick columns after each card that is settled."""
+
 Range = tuple[int, int]
 Ranges = Mapping[Row, Range]
 
@@ -115,14 +118,40 @@ class ColumnSearch:
         for g, contents in known:
             if contents.fits(self.problem, g):
                 self._master.add(g, contents)
-        self._warm_up(deadline)
+        self._warm_up(deadline, WARM_UP)
         self._put(self._solve({}, 0, enough, deadline))
         self.first = self._last
         return self.bound
 
-    def _warm_up(self, deadline: float) -> None:
+    def dive(self, deadline: float) -> list[tuple[int, Contents]]:
+        """Whole contents of cards, one after the other: those that the linear program uses most are settled, and it is
+        solved again for the others, with new columns. A plan may not come of it, and no bound does."""
+        master, cpu = self._master, self.problem.cpu
+        master.restrict({})
+        settled: dict[int, int] = {}
+        cards = sum(size for g, size in self.network.groups.items() if g != cpu)
+        while sum(settled.values()) < cards and time.perf_counter() < deadline:
+            self._warm_up(deadline, DIVE)
+            if master.solve() is None:
+                break
+            self.rounds += 1
+            left = [
+                (variable.solution_value() - settled.get(k, 0), k)
+                for k, (g, _, variable) in enumerate(master.columns)
+                if g != cpu
+            ]
+            most, k = max(left, default=(0.0, 0))
+            if most < WHOLE:
+                break
+            settled[k] = settled.get(k, 0) + max(1, int(most + WHOLE))
+            master.columns[k][2].SetLb(settled[k])
+        for k in settled:
+            master.columns[k][2].SetLb(0)
+        return [master.columns[k][:2] for k, n in settled.items() for _ in range(n)]
+
+    def _warm_up(self, deadline: float, rounds: int) -> None:
         """Columns from quick knapsacks, as long as they bring new ones: exact ones cost several times as much."""
-        for _ in range(WARM_UP):
+        for _ in range(rounds):
             solved = self._master.solve() if time.perf_counter() < deadline else None
             if solved is None:
                 return
@@ -207,6 +236,7 @@ class _Master:
         }
         self.cards = {g: self.lp.Constraint(0, size) for g, size in network.groups.items()}
         self.contents: dict[int, list[Contents]] = {g: [] for g in network.groups}
+        self.columns: list[tuple[int, Contents, pywraplp.Variable]] = []
         self.between = {item.name: self._variable(item.ticks, item.rows) for item in network.between}
         self._restricted: set[Row] = set()
         # Rows may be missed at a price, so that there always is a solution; it bounds the duals, and no bound counts it.
@@ -229,6 +259,7 @@ class _Master:
         variable = self._variable(contents.ticks(self.network.problem, g), self.network.rows_of(contents, g))
         self.cards[g].SetCoefficient(variable, 1)
         self.contents[g].append(contents)
+        self.columns.append((g, contents, variable))
         return True
 
     def restrict(self, ranges: Ranges) -> None:

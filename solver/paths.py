@@ -20,6 +20,8 @@ from solver.walk import Walk
 
 MOST_STATES = 700
 """Sets of used cards up to which all orders of cards are tried; beyond, cards are visited in one order."""
+NEVER = 1e15
+"""Ticks of what may not be."""
 Ticks = NDArray[np.float64]
 Whole = NDArray[np.int64]
 
@@ -51,7 +53,7 @@ def away_prices(problem: Problem, duals: Mapping[Row, int]) -> list[AwayPrices]:
         for g in groups:
             others = [problem.other_twin(g), *(d for d in groups if d != g)]
             away = [experts.ticks[g][d] for d in others if d != g and experts.allowed[d]]
-            nearest[g, c] = min(away, default=1e15)
+            nearest[g, c] = min(away, default=NEVER)
             cpu_only[g, c] = experts.ticks[g][cpu] if experts.allowed[cpu] and g != cpu else nearest[g, c]
             sent[g, c] = -float(duals.get(("sent", g, c), 0))
             if experts.allowed[g]:
@@ -78,6 +80,7 @@ class SlicePrices:
             np.concatenate(([0], np.cumsum(classes == c))).astype(np.int64) for c in range(len(problem.classes))
         ]
         self.gain = [self._gain(c, prices) for c in range(len(problem.classes))]
+        self.sent = [self._sent(c, prices) for c in range(len(problem.classes))]
         self.guest_worth = prices.worth[g]
         everything = np.arange(n_layers + 1)
         self.inner = self.of(everything[:, None], everything[None, :], 0, 0)
@@ -85,11 +88,15 @@ class SlicePrices:
     def _gain(self, c: int, prices: AwayPrices) -> float:
         """What an expert block with its attention saves against one elsewhere."""
         experts = self.problem.classes[c].experts
-        if experts is None:
+        if experts is None or not experts.allowed[self.g]:
             return 0.0
-        if self.problem.whole_layers:
-            return float("inf")
-        return prices.sent[self.g, c] - experts.ticks[self.g][self.g] if experts.allowed[self.g] else 0.0
+        return self._sent(c, prices) - experts.ticks[self.g][self.g]
+
+    def _sent(self, c: int, prices: AwayPrices) -> float:
+        """What an expert block costs that is not with its attention."""
+        if self.problem.classes[c].experts is None:
+            return 0.0
+        return NEVER if self.problem.whole_layers else prices.sent[self.g, c]
 
     def of(self, i: Whole, j: Whole, end_bytes: int, end_workspace: int) -> Ticks:
         problem, g = self.problem, self.g
@@ -110,12 +117,7 @@ class SlicePrices:
         return np.where(possible, ticks - self._worth(counts, room) + self._all_away(counts), np.inf)
 
     def _all_away(self, counts: Sequence[Whole]) -> Ticks:
-        total = np.zeros(counts[0].shape)
-        for kind, n, gain in zip(self.problem.classes, counts, self.gain, strict=True):
-            if kind.experts is not None:
-                local = kind.experts.ticks[self.g][self.g]
-                total += n * (local + (gain if np.isfinite(gain) else 1e15))
-        return total
+        return np.asarray(sum(n * sent for n, sent in zip(counts, self.sent, strict=True)))
 
     def _worth(self, counts: Sequence[Whole], room: Whole) -> Ticks:
         """What the experts that fit beside the attention save, and what the rest of the room is worth to guests."""
@@ -137,7 +139,7 @@ class SlicePrices:
             if k == 0:
                 fits = np.maximum(0, fits - spared)
             left = left - fits * n_bytes
-            worth += fits * min(self.gain[c], 1e15)
+            worth += fits * self.gain[c]
         return worth + left * self.guest_worth
 
 

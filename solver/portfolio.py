@@ -181,6 +181,7 @@ class Portfolio:
             self._filled(walk)
         self._by_patterns(columns, deal, FEW_PATTERNS)
         self._polished(starts, deal)
+        self._dived(columns)
         if not self.closed:
             rounds = math.ceil(ROUNDS_PER_SECOND * min(self.limits.seconds, 10))
             self.bound = max(self.bound, columns.improve(self._enough, rounds, self.deadline))
@@ -212,6 +213,17 @@ class Portfolio:
         """Plans that load every card as the patterns say: in order, and polished with the experts where they are."""
         starts, held = spread(self.problem, loads)
         self._with_held(min(starts, key=Deal(self.problem, held).of), held)
+
+    def _dived(self, columns: ColumnSearch) -> None:
+        """A plan from whole contents that the columns settle on."""
+        if self.closed:
+            return
+        cards = columns.dive(self.deadline)
+        loads = [
+            Load(g, 1, held.experts, held.attention, bool(held.embedding), bool(held.head)) for g, held in cards
+        ]
+        if loads and all(sum(load.attention[c] for load in loads) <= n for c, n in enumerate(self.problem.class_sizes)):
+            self._spread(loads)
 
     def _with_held(self, start: Walk, held: Held) -> None:
         """Plans from a walk whose cards hold such experts, as it is and polished."""
@@ -297,7 +309,7 @@ class Portfolio:
         """
         if self.best is None or self.incumbent is None:
             return
-        problem, before = self._rules_of_best, Assignment.of(self.best.placement, self.problem)
+        problem, before = self._home, Assignment.of(self.best.placement, self.problem)
         plan = roomiest(problem, self.incumbent, self._most_ticks(tie_tolerance), self._limits(ROOM_SHARE))
         found = self._judged(plan, None)
         if found is None or before is None or smallest_free(problem, plan) <= smallest_free(problem, before):
@@ -310,8 +322,8 @@ class Portfolio:
             self.best, self.fastest_s = found, None if tied else self.best.seconds
 
     @property
-    def _rules_of_best(self) -> Problem:
-        """A problem that has the best plans, and whose other plans fit too."""
+    def _home(self) -> Problem:
+        """The problem in which plans near the best one are looked for."""
         return self.problem
 
     def _most_ticks(self, tie_tolerance: float) -> int:

@@ -34,6 +34,7 @@ def solve(
     pins: Pins | None = None,
     time_limit: float = 10.0,
     relative_gap: float = 0.0,
+    tie_tolerance: float = 0.001,
     workers: int | None = None,
     seed: int = 0,
 ) -> Placement:
@@ -41,8 +42,10 @@ def solve(
 
     `profile`, `hardware` and `workload` are objects or anything their loaders take. `status` is `optimal` when the
     plan is proved best among all placements that `granularity`, `target` and `pins` allow, to the solver's resolution
-    (about 1e-7 of the objective); `feasible` when the search stopped with a gap. The plan was checked by `evaluate`,
-    and no hand rule under the same evaluator is better. Same input and seed give the same plan unless the time limit
+    (about 1e-7 of the objective); `feasible` when the search stopped with a gap. Of plans whose objectives differ by no
+    more than `tie_tolerance`, as a share, the one is returned that leaves most memory free on the fullest device
+    (`solver/headroom.py`; whole experts only): so an `optimal` plan may be that much above `bound_s`, the proved best.
+    The plan was checked by `evaluate`, and no hand rule under the same evaluator is better. Same input and seed give the same plan unless the time limit
     ends the search. Raises InfeasiblePlacement when nothing fits (`proven`) or nothing was found in time.
 
     >>> plan = solve("qwen3-30b-a3b", "1xRTX4090,ram=96GB")
@@ -50,7 +53,7 @@ def solve(
     'optimal'
     """
     started = time.perf_counter()
-    _check(safety_margin, granularity, objective, time_limit, relative_gap, workers, seed)
+    _check(safety_margin, granularity, objective, time_limit, relative_gap, tie_tolerance, workers, seed)
     check_target(target)
     request: Workload = load_workload(workload)
     costs = CostModel(
@@ -69,6 +72,8 @@ def solve(
         raise infeasible(problem, costs) from None
     if search.best is None:
         raise InfeasiblePlacement(f"no plan found within {time_limit:g} s; raise time_limit", proven=False)
+    if isinstance(search, Portfolio):
+        search.make_room(tie_tolerance)
     plan = _described(search.best, objective)
     assert breaks(plan, allowed, problem.devices) is None, "moeplan made a plan that its own rules forbid"
     described = plan.replace(
@@ -114,7 +119,7 @@ def evaluate(
         load_profile(model, **_format_to_read(plan)) if profile is None else load_profile(profile),
         load_hardware(machine),
         load_workload(plan.workload if workload is None else workload),
-        safety_margin=_margin(margin),
+        safety_margin=_share("safety_margin", margin),
         target=target or plan.target or "torch",
     )
     return judge(plan, costs, objective or plan.objective or "request")
@@ -147,10 +152,12 @@ def _check(
     objective: str,
     time_limit: float,
     relative_gap: float,
+    tie_tolerance: float,
     workers: int | None,
     seed: int,
 ) -> None:
-    _margin(safety_margin)
+    _share("safety_margin", safety_margin)
+    _share("tie_tolerance", tie_tolerance)
     if granularity not in get_args(Granularity):
         raise MoeplanError(f"granularity: {granularity!r} is not known; use {', '.join(get_args(Granularity))}")
     if objective not in get_args(Objective):
@@ -164,7 +171,7 @@ def _check(
         raise MoeplanError(f"seed: {seed!r} is not a seed; use a whole number from 0 to 2147483647")
 
 
-def _margin(value: float) -> float:
+def _share(name: str, value: float) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:
-        raise MoeplanError(f"safety_margin: {value!r} is not a share; give a number from 0 to below 1, e.g. 0.10")
+        raise MoeplanError(f"{name}: {value!r} is not a share; give a number from 0 to below 1, e.g. 0.10")
     return value

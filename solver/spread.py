@@ -47,6 +47,14 @@ def spread(problem: Problem, loads: Sequence[Load]) -> tuple[list[Walk], Held]:
                 card.attention[c] += 1
                 card.room -= weight
         cards += mine
+    for c, n in enumerate(problem.class_sizes):
+        weights = problem.classes[c].attention.bytes
+        may = [card for card in cards if problem.classes[c].attention.allowed[card.device]]
+        for _ in range(n - sum(card.attention[c] for card in cards)):
+            # The loads left some out: to where there is most room.
+            card = max(may, key=lambda card: card.room - weights[card.device])
+            card.attention[c] += 1
+            card.room -= weights[card.device]
     counts = {(c, card.device): n for card in cards for c, n in enumerate(card.attention)}
     used = [card.device for card in cards if any(card.attention)]
     route = sorted(used, key=lambda d: (d == ends["head"], d != ends["embedding"], d))

@@ -32,12 +32,17 @@ class StreamSearch(Portfolio):
         """Fill `best` and `bound`, beginning with the plans of `rules`. Raises ProvedInfeasible."""
         for placement in rules:
             self._offer(Assignment.of(placement, self.problem), placement)
+        self.peer = self.best
         todo = list(cases(self.problem, self.costs))
         bounds = [self._of_case(case, k == len(todo) - 1, len(todo) - 1) for k, case in enumerate(todo)]
         possible = [bound for bound in bounds if bound is not None]
         if not possible:
             raise ProvedInfeasible
         self.bound = min(possible)
+
+    @property
+    def _home(self) -> Problem:
+        return self.within or self.problem
 
     def _of_case(self, case: Problem, last: bool, n_others: int) -> int | None:
         """A bound on the plans of a case, one of which may become `best`; None where it has none."""
