@@ -112,6 +112,9 @@ def solve(
     ] = None,
     time_limit: Annotated[float, typer.Option(help="seconds")] = 10.0,
     relative_gap: Annotated[float, typer.Option(help="stop when proved this close to the best")] = 0.0,
+    tie_tolerance: Annotated[
+        float, typer.Option(help="of plans this close to the best, as a share, take the one with most memory left")
+    ] = 0.001,
     workers: Annotated[int | None, typer.Option(help="threads [default: 1]")] = None,
     seed: Annotated[int, typer.Option(help="of the search")] = 0,
     as_json: AsJson = False,
@@ -120,7 +123,8 @@ def solve(
     """Place MODEL on HARDWARE: the best plan, and the proof of how good it is."""
     options: dict[str, Any] = {
         "safety_margin": safety_margin, "granularity": granularity, "objective": objective, "target": target,
-        "pins": _pins(pin or []), "time_limit": time_limit, "relative_gap": relative_gap, "workers": workers,
+        "pins": _pins(pin or []), "time_limit": time_limit, "relative_gap": relative_gap,
+        "tie_tolerance": tie_tolerance, "workers": workers,
         "seed": seed,
     }  # fmt: skip
     request = workload(prompt_tokens, generated_tokens, batch_size, context_tokens, prefill_chunk)
@@ -138,6 +142,8 @@ def solve(
     out = console()
     out.print(tables.plan_table(plan, plan.memory or {}, f"{plan.model} on {plan.hardware}"))
     out.print(tables.proof_line(plan), highlight=False)
+    if (gain := tables.whole_line(plan)) is not None:
+        out.print(gain, highlight=False)
     if plan.prediction is not None:
         out.print(f"predicted: {tables.prediction_line(plan.prediction)}", highlight=False)
     for line in tables.load_lines(plan.memory or {}, machine):

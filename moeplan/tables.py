@@ -96,6 +96,16 @@ def proof_line(plan: Placement) -> str:
     )
 
 
+def whole_line(plan: Placement) -> str | None:
+    """How much better splitting experts is, where that is proved; None for other plans."""
+    if plan.module_bound_s is None or plan.objective_s is None or not plan.objective_s:
+        return None
+    gain = plan.module_bound_s / plan.objective_s - 1
+    if gain <= 0:
+        return "no worse than any plan found that leaves each layer's experts whole"
+    return f"any plan that leaves each layer's experts whole takes at least {gain:.1%} longer"
+
+
 def profile_table(profile: ModelProfile) -> Table:
     """Blocks and bytes, equal layers in one row; one column of bytes where GPU and CPU store the same."""
     rows = list(_profile_rows(profile))

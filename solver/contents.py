@@ -72,7 +72,9 @@ class Contents:
         here = [(problem.embedding.allowed, self.embedding), (problem.head.allowed, self.head)]
         for kind, a, h in zip(problem.classes, self.attention, self.experts, strict=True):
             here += [(kind.attention.allowed, a), ((kind.experts or kind.attention).allowed, h)]
-        return all(allowed[device] for allowed, n in here if n) and self.bytes(problem, device) <= problem.usable[device]
+        return (
+            all(allowed[device] for allowed, n in here if n) and self.bytes(problem, device) <= problem.usable[device]
+        )
 
 
 def contents_of(problem: Problem, plan: Assignment) -> list[tuple[int, Contents]]:

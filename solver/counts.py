@@ -225,6 +225,7 @@ def minimise(model: CountsModel, *, floor: int) -> None:
         objective: cp_model.LinearExpr = model.cp.new_int_var(0, _most_ticks(problem), "busiest")
         for d in model.devices:
             model.cp.add(objective >= _busy(model, d))
+        _end_hops(model, model.head, model.last, in_order=problem.head_in_order)
     else:
         objective = _ticks(model)
     model.cp.minimize(at_least(model.cp, objective, floor))

@@ -219,6 +219,7 @@ class Deal:
         """n blocks of experts from a to wherever they fit, cheapest first and tightest room first."""
         total = 0
         fitting = [d for d, room in rooms.items() if room >= x.bytes[d] and d != a and x.allowed[d]]
+        fitting = [d for d in fitting if d not in self._held]
         if near:
             fitting = [d for d in fitting if d != self.cpu]
         for d in sorted(fitting, key=lambda d: (x.ticks[a][d], rooms[d])):
@@ -228,4 +229,4 @@ class Deal:
             n -= fits
             if not n:
                 break
-        return total + n * max(x.ticks[a]), n * max(x.bytes)
+        return total + n * max(x.ticks[a]), n * max(1, *x.bytes)

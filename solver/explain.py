@@ -11,7 +11,7 @@ from profiles.hardware import Device
 from profiles.units import gb
 from profiles.workload import Workload
 from solver.changes import Changes
-from solver.fits import Budget, Missing, least_missing
+from solver.fits import Budget, Missing, fits, least_missing
 from solver.needs import demand_of
 from solver.problem import Problem
 from solver.rules import Pins
@@ -37,6 +37,14 @@ class _Permissions:
         if kind == "attention":
             return found.attention.allowed
         return found.experts.allowed if found.experts is not None else (True,) * len(problem.devices)
+
+
+def may_fit(problem: Problem, costs: CostModel) -> bool | None:
+    """Whether anything fits, asked apart from the models that look for plans; None where that is left open."""
+    demand = demand_of(
+        costs, _Permissions(problem), whole_layers=problem.whole_layers, split=problem.split_experts
+    )
+    return fits(demand, problem.usable, Budget(WORK))
 
 
 def infeasible(problem: Problem, costs: CostModel, pins: Pins | None = None) -> InfeasiblePlacement:
@@ -112,9 +120,7 @@ def _where(missing: Missing, devices: Sequence[str]) -> str:
     if not missing.bytes:
         return f"at least {_exactly(missing.least)}"
     in_all = sum(missing.bytes)
-    told = (
-        f"{_exactly(in_all)} at best" if missing.proved else _exactly(in_all, f"proved: at least {missing.least} bytes")
-    )
+    told = f"{_exactly(in_all)} at best" if missing.proved else _exactly(in_all, f"proved: at least {missing.least}")
     if len(short := _short(missing, devices)) == 1:
         return f"{told} on {next(iter(short))}"
     parts = []

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from ortools.sat.python import cp_model
 
 from solver.assignment import Assignment, Counts, experts_for
+from solver.contents import Contents
 from solver.load import Held, load_on
 from solver.problem import Problem
 from solver.search import Limits, search, total
@@ -27,11 +28,10 @@ def fill(
     `floor` in ticks: no plan is better, so the search stops there. With `held`, experts by class on devices, these
     devices hold at most so many.
     """
+    if not _allowed(problem, walk):
+        return None
     if problem.whole_layers:
-        experts = [
-            a if problem.classes[c].experts else None for c, a in zip(problem.layer_class, walk.attention, strict=True)
-        ]
-        return Assignment(walk.embedding, walk.head, walk.attention, tuple(experts))
+        return _with_their_attention(problem, walk)
     cp = cp_model.CpModel()
     devices = range(len(problem.devices))
     layers = Counter(zip(problem.layer_class, walk.attention, strict=True))
@@ -60,6 +60,25 @@ def fill(
         return None
     counts = Counts(walk.embedding, walk.head, {}, {key: solver.value(var) for key, var in moved.items()}, ())
     return Assignment(walk.embedding, walk.head, walk.attention, experts_for(walk.attention, counts, problem))
+
+
+def _allowed(problem: Problem, walk: Walk) -> bool:
+    attention = all(
+        problem.classes[c].attention.allowed[a] for c, a in zip(problem.layer_class, walk.attention, strict=True)
+    )
+    return attention and problem.embedding.allowed[walk.embedding] and problem.head.allowed[walk.head]
+
+
+def _with_their_attention(problem: Problem, walk: Walk) -> Assignment | None:
+    kinds = [problem.classes[c] for c in problem.layer_class]
+    experts = tuple(a if kind.experts else None for kind, a in zip(kinds, walk.attention, strict=True))
+    for d in range(len(problem.devices)):
+        here = Counter(c for c, a in zip(problem.layer_class, walk.attention, strict=True) if a == d)
+        attention = tuple(here[c] for c in range(len(problem.classes)))
+        whole = tuple(n if kind.experts else 0 for kind, n in zip(problem.classes, attention, strict=True))
+        if not Contents(attention, whole, whole, walk.embedding == d, walk.head == d).fits(problem, d):
+            return None
+    return Assignment(walk.embedding, walk.head, walk.attention, experts)
 
 
 def _load(

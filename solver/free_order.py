@@ -62,6 +62,7 @@ def solve_roomiest(
     if problem.bottleneck:
         for d in range(len(problem.devices)):
             cp.add(_busy(problem, choices, d) <= most_ticks)
+        _keep_order(problem, cp, choices)
     else:
         cp.add(_ticks(problem, cp, choices) <= most_ticks)
     free = cp.new_int_var(least, min(problem.usable[d] for d in counted), "free")
@@ -83,6 +84,16 @@ def _within(problem: Problem, cp: cp_model.CpModel, choices: _Choices) -> list[c
         held = [pair for (_, _, d), pair in choices.pair.items() if d == problem.main]
         cp.add(sum(block[problem.main] for block in blocks) + sum(held) >= 1)
     return loads
+
+
+def _keep_order(problem: Problem, cp: cp_model.CpModel, choices: _Choices) -> None:
+    """Attention goes on to no device that comes earlier in their order: for a model without hops, which see to that."""
+    devices = range(len(problem.devices))
+    for before, after in pairwise([*choices.attention, *([choices.head] if problem.head_in_order else [])]):
+        for a in devices:
+            for b in devices:
+                if not problem.in_order(a, b):
+                    cp.add(before[a] + after[b] <= 1)
 
 
 def _hint(cp: cp_model.CpModel, choices: _Choices, hint: Assignment) -> None:

@@ -1,8 +1,9 @@
 """Good contiguous plans from prices: the cheapest walk through slices of layers.
 
-Given what experts cost that are not with their attention, and what guests are worth (the prices of `solver/columns.py`),
-every slice of layers has a price on every kind of card, and the cheapest walk from the embedding through slices to the
-head is a shortest path. It says which cards hold which attention; `solver/fill.py` then places the experts exactly.
+Given what experts cost that are not with their attention, and what guests are worth (the prices of
+`solver/columns.py`), every slice of layers has a price on every kind of card, and the cheapest walk from the embedding
+through slices to the head is a shortest path. It says which cards hold which attention; `solver/fill.py` then places
+the experts exactly.
 """
 
 from __future__ import annotations
@@ -42,8 +43,8 @@ class AwayPrices:
 
 
 def away_prices(problem: Problem, duals: Mapping[Row, int]) -> list[AwayPrices]:
-    """As the linear program sees it; as if all that leave a card went to the CPU, or to the next best card; and the mean
-    of the first two."""
+    """As the linear program sees it; as if all that leave a card went to the CPU, or to the next best card; and the
+    mean of the first two."""
     groups, cpu = dict.fromkeys(problem.twins), problem.devices.index("cpu")
     sent, cpu_only, nearest, worth = {}, {}, {}, dict.fromkeys(groups, 0.0)
     for c, kind in enumerate(problem.classes):
@@ -70,7 +71,7 @@ def away_prices(problem: Problem, duals: Mapping[Row, int]) -> list[AwayPrices]:
 
 
 class SlicePrices:
-    """Ticks of layers i to j - 1 on a card of one group, as arrays over (i, j); infinite where attention does not fit."""
+    """Ticks of layers i to j - 1 on a card of one group, as arrays over (i, j); infinite where attention is too big."""
 
     def __init__(self, problem: Problem, prices: AwayPrices, g: int) -> None:
         self.problem, self.g = problem, g

@@ -111,6 +111,20 @@ class Portfolio:
             self.bound = max(self.bound, free.bound)
             self._offer(free.assignment)
 
+    def first_look(self, rules: Iterable[Placement]) -> None:
+        """As `run`, with no more than the first bound and the walks at its prices."""
+        for placement in rules:
+            self._offer(Assignment.of(placement, self.problem), placement)
+        self.peer = self.best
+        if self.problem.bottleneck:
+            self._by_busiest()
+            return
+        columns, deal = ColumnSearch(self.problem), Deal(self.problem)
+        self.bound = max(self.bound, columns.start([], self._enough, self.deadline))
+        if columns.first.prices and not self.closed:
+            starts = self._walks(columns, deal)[:1]
+            self._polished(starts, deal)
+
     def _by_cards(self) -> None:
         """What does not ask for the order of the layers."""
         self._by_merged()
@@ -219,9 +233,7 @@ class Portfolio:
         if self.closed:
             return
         cards = columns.dive(self.deadline)
-        loads = [
-            Load(g, 1, held.experts, held.attention, bool(held.embedding), bool(held.head)) for g, held in cards
-        ]
+        loads = [Load(g, 1, held.experts, held.attention, bool(held.embedding), bool(held.head)) for g, held in cards]
         if loads and all(sum(load.attention[c] for load in loads) <= n for c, n in enumerate(self.problem.class_sizes)):
             self._spread(loads)
 
@@ -262,7 +274,9 @@ class Portfolio:
 
     def _filled(self, walk: Walk, held: Held | None = None) -> None:
         limits = self._limits(0.02)
-        self._offer(fill(self.problem, walk, replace(limits, work=min(limits.work, FILL_WORK)), floor=self.bound, held=held))
+        self._offer(
+            fill(self.problem, walk, replace(limits, work=min(limits.work, FILL_WORK)), floor=self.bound, held=held)
+        )
 
     def _arranged(self, outcome: Outcome, deal: Deal | None = None) -> None:
         """A plan with these counts, and what polishing makes of it."""
@@ -296,6 +310,11 @@ class Portfolio:
             return self.ceiling
         ticks = self.incumbent.ticks(self.problem)
         return min(self.ceiling, ticks, math.ceil(ticks * (1 - self.limits.relative_gap)) + self._slack)
+
+    @property
+    def bound_s(self) -> float:
+        """The bound in seconds, less what rounding may have added."""
+        return max(0.0, (self.bound - self._slack) * self.problem.tick_s)
 
     @property
     def _slack(self) -> int:
@@ -335,7 +354,7 @@ class Portfolio:
         if peer is not None:
             most = min(most, peer.ticks(self.problem))
         if ticks > self.bound and self.closed:
-            most = min(most, int((self.bound - self._slack) / (1 - max(tie_tolerance, self.limits.relative_gap))))
+            most = min(most, int((self.bound - 2 * self._slack) / (1 - max(tie_tolerance, self.limits.relative_gap))))
         return max(ticks, most)
 
     def proof(self) -> dict[str, Any]:

@@ -93,9 +93,7 @@ def _counts_variables(problem: Problem) -> _Counts:
                 for d in devices:
                     open_ = kind.experts.allowed[d] and (a == d or not problem.whole_layers)
                     experts[c, a, d] = mip.add_integer_variable(lb=0, ub=n * open_)
-    arcs = {
-        (a, b): mip.add_binary_variable() for a in devices for b in devices if a != b and problem.in_order(a, b)
-    }
+    arcs = {(a, b): mip.add_binary_variable() for a in devices for b in devices if a != b and problem.in_order(a, b)}
     return _Counts(mip, attention, experts, booleans(), booleans(), booleans(), booleans(), arcs)
 
 
@@ -150,8 +148,12 @@ def _counts_route(problem: Problem, model: _Counts) -> None:
         mip.add_linear_constraint(here >= used)
         mip.add_linear_constraint(here <= len(problem.layer_class) * used)
         others = [b for b in devices if b != a]
-        mip.add_linear_constraint(model.first[a] + mathopt.fast_sum(model.arcs[b, a] for b in others if (b, a) in model.arcs) == used)
-        mip.add_linear_constraint(model.last[a] + mathopt.fast_sum(model.arcs[a, b] for b in others if (a, b) in model.arcs) == used)
+        mip.add_linear_constraint(
+            model.first[a] + mathopt.fast_sum(model.arcs[b, a] for b in others if (b, a) in model.arcs) == used
+        )
+        mip.add_linear_constraint(
+            model.last[a] + mathopt.fast_sum(model.arcs[a, b] for b in others if (a, b) in model.arcs) == used
+        )
         mip.add_linear_constraint(model.attention[problem.layer_class[0], a] >= model.first[a])
 
 

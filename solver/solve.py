@@ -13,7 +13,7 @@ from profiles.placement import Granularity, Objective, Placement
 from profiles.presets import model_config_preset
 from solver.baselines import hand_plans
 from solver.evaluate import Evaluation, judge
-from solver.explain import infeasible
+from solver.explain import infeasible, may_fit
 from solver.portfolio import Candidate, Portfolio, ProvedInfeasible
 from solver.problem import Problem, build_problem
 from solver.rules import Allowed, Pins, breaks, check_target, coarser
@@ -45,8 +45,9 @@ def solve(
     (about 1e-7 of the objective); `feasible` when the search stopped with a gap. Of plans whose objectives differ by no
     more than `tie_tolerance`, as a share, the one is returned that leaves most memory free on the fullest device
     (`solver/headroom.py`; whole experts only): so an `optimal` plan may be that much above `bound_s`, the proved best.
-    The plan was checked by `evaluate`, and no hand rule under the same evaluator is better. Same input and seed give the same plan unless the time limit
-    ends the search. Raises InfeasiblePlacement when nothing fits (`proven`) or nothing was found in time.
+    The plan was checked by `evaluate`, and no hand rule under the same evaluator is better. Same input and seed give
+    the same plan unless the time limit ends the search. Raises InfeasiblePlacement when nothing fits (`proven`) or
+    nothing was found in time.
 
     >>> plan = solve("qwen3-30b-a3b", "1xRTX4090,ram=96GB")
     >>> plan.status
@@ -69,7 +70,10 @@ def solve(
     try:
         search.run(_hand_candidates(costs, allowed, problem))
     except ProvedInfeasible:
-        raise infeasible(problem, costs) from None
+        # CP-SAT has been seen to be wrong about it (docs/lab_log.md), so another model is asked.
+        if may_fit(problem, costs):
+            raise InfeasiblePlacement("no plan found, though some placement fits", proven=False) from None
+        raise infeasible(problem, costs, pins) from None
     if search.best is None:
         raise InfeasiblePlacement(f"no plan found within {time_limit:g} s; raise time_limit", proven=False)
     if isinstance(search, Portfolio):

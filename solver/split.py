@@ -9,9 +9,10 @@ from dataclasses import dataclass, replace
 from itertools import islice, pairwise, product
 from typing import Any
 
-from cost_models import CostModel
+from cost_models import CostModel, Step
 from profiles.placement import Objective, Placement
 from solver.evaluate import judge
+from solver.explain import may_fit
 from solver.portfolio import NO_CEILING, Candidate, Portfolio, ProvedInfeasible
 from solver.problem import Problem, objective_steps
 from solver.search import Limits
@@ -20,9 +21,8 @@ from solver.split_plans import Planner, SplitPlan
 from solver.split_times import SplitTimes
 from solver.walk import Walk
 
-WHOLE_SHARE = 0.15
-"""Share of the time that plans of whole blocks may take, and how near to their best they need to come."""
-WHOLE_GAP = 0.02
+WHOLE_SHARE = 0.5
+"""Share of the time for plans of whole blocks where splitting is not seen to beat them all."""
 MOST_WALKS = 60
 FILLED = 4
 TUNED = 2
@@ -49,41 +49,51 @@ class SplitSearch:
         self.limits, self.deadline = limits, deadline
         self.best: Candidate | None = None
         self.bound_s = 0.0
-        self.whole_s: float | None = None
-        self.whole_bound_s = math.inf
+        self.whole_bound_s = 0.0
 
     def run(self, rules: Iterable[Placement]) -> None:
         """Whole blocks first, then the bound over all splits, and plans from its modes."""
         rules = list(rules)
         for placement in rules:
             self._offer(placement)
-        whole = self._whole(rules, WHOLE_SHARE, WHOLE_GAP)
+        whole = self._glance(rules)
         if not self.problem.bottleneck:
-            tables = SplitTables(self.problem, self.costs, objective_steps(self.costs, self.objective))
+            tables = SplitTables(self.problem, self.costs, _by_tokens(objective_steps(self.costs, self.objective)))
             bound = split_bound(tables)
             if bound is not None:
                 self.bound_s = bound.seconds
                 self._from_modes(bound, tables, whole)
         if self.best is not None and self.best.seconds > self.whole_bound_s:
             # Whole blocks may still be better than what was found: never return less than they give.
-            self._whole(rules, 0.5, 0.0, math.ceil(self.best.seconds / self.problem.tick_s))
+            self._whole(rules, math.ceil(self.best.seconds / self.problem.tick_s))
+        if self.best is None:
+            self._whole(rules, NO_CEILING)
+        if self.best is None and may_fit(self.problem, self.costs) is False:
+            raise ProvedInfeasible
 
-    def _whole(
-        self, rules: list[Placement], share: float, gap: float, ceiling: int = NO_CEILING
-    ) -> Walk | None:
-        """Plans of whole blocks below `ceiling` ticks; the walk of the best."""
-        limits = replace(self.limits, seconds=share * self.limits.seconds, relative_gap=max(gap, self.limits.relative_gap))
-        whole = replace(self.problem, split_experts=False)
-        portfolio = Portfolio(whole, self.costs, self.objective, limits, self.deadline)
+    def _glance(self, rules: list[Placement]) -> Walk | None:
+        """A quick look at whole blocks: what they take at least, and the walk of a good plan."""
+        portfolio = Portfolio(self._unsplit(), self.costs, self.objective, self.limits, self.deadline)
+        portfolio.first_look(rules)
+        return self._learn(portfolio)
+
+    def _whole(self, rules: list[Placement], ceiling: int) -> None:
+        """The best plan of whole blocks below `ceiling` ticks."""
+        limits = replace(self.limits, seconds=WHOLE_SHARE * self.limits.seconds)
+        portfolio = Portfolio(self._unsplit(), self.costs, self.objective, limits, self.deadline)
         portfolio.ceiling = ceiling
         try:
             portfolio.run(rules)
         except ProvedInfeasible:
-            self.whole_bound_s = math.inf
-            return None
+            return
+        self._learn(portfolio)
+
+    def _unsplit(self) -> Problem:
+        return replace(self.problem, split_experts=False)
+
+    def _learn(self, portfolio: Portfolio) -> Walk | None:
+        self.whole_bound_s = max(self.whole_bound_s, portfolio.bound_s)
         if portfolio.best is not None:
-            self.whole_s = portfolio.best.seconds
-            self.whole_bound_s = portfolio.proof()["bound_s"]
             self._offer(portfolio.best.placement)
         plan = portfolio.incumbent
         return None if plan is None else Walk(plan.embedding, plan.attention, plan.head)
@@ -94,7 +104,9 @@ class SplitSearch:
         """Plans from walks as the bound has them, the best of them with other ends, and tuned."""
         planner = Planner(self.problem, SplitTimes(self.problem, self.costs, tables.steps))
         walks = dict.fromkeys([*walks_of(self.problem, bound), *([whole] if whole is not None else [])])
-        found = self._filled(planner, [self._dealt(planner, walk, bound.modes) for walk in self._in_time(walks, planner)])
+        found = self._filled(
+            planner, [self._dealt(planner, walk, bound.modes) for walk in self._in_time(walks, planner)]
+        )
         if found and not self.closed:
             ends = with_other_ends(self.problem, found[0].plan.walk)
             more = [self._dealt(planner, walk, bound.modes) for walk in self._in_time(ends, planner)]
@@ -137,9 +149,7 @@ class SplitSearch:
         while better and time.perf_counter() < self.deadline:
             better = False
             for own, cpu in [*((f, 1.0) for f in FACTORS), *((1.0, f) for f in FACTORS)]:
-                modes = {
-                    _scaled(mode, own, cpu, planner): weight for mode, weight in best.modes.items()
-                }
+                modes = {_scaled(mode, own, cpu, planner): weight for mode, weight in best.modes.items()}
                 if len(modes) == len(best.modes):
                     found = self._made(planner, best.plan.walk, modes)
                     if found.seconds < best.seconds * (1 - 1e-4):
@@ -171,8 +181,16 @@ class SplitSearch:
             "objective_s": seconds,
             "bound_s": seconds if proved else bound_s,
             "gap": 0.0 if proved else gap,
-            "module_objective_s": self.whole_s,
+            "module_bound_s": min(self.whole_bound_s, seconds) if self.problem.bottleneck else self.whole_bound_s,
         }
+
+
+def _by_tokens(steps: Iterable[Step]) -> list[Step]:
+    """Steps of equal tokens as one: experts do not care how much is in the cache."""
+    times: dict[int, int] = {}
+    for step in steps:
+        times[step.tokens] = times.get(step.tokens, 0) + step.times
+    return [Step(tokens, 0, n) for tokens, n in times.items()]
 
 
 def _scaled(mode: Mode, own: float, cpu: float, planner: Planner) -> Mode:

@@ -110,9 +110,7 @@ class SplitTables:
         key = (self.costs.layer_class[layer], g, experts.allowed)
         if key not in self._seconds:
             names = self.problem.devices
-            guests = [
-                names[d] for d in range(len(names)) if d not in (g, self.cpu) and experts.allowed[d]
-            ]
+            guests = [names[d] for d in range(len(names)) if d not in (g, self.cpu) and experts.allowed[d]]
             table = split_table(self.costs, layer, names[g], guests, self.steps).seconds
             if not experts.allowed[g]:
                 table[1:, :] = np.inf
@@ -307,6 +305,8 @@ def split_bound(tables: SplitTables) -> SplitBound | None:
         on_cpu = {end: program.on_cpu(end) for end in on_cpu}
         if value - best < 2e-5 * value:
             break
-        if not any([program.add(mode) for (c, _), (cost, mode) in found.items() if cost < least[c] + 1e-3 * value / 60]):
+        if not any(
+            [program.add(mode) for (c, _), (cost, mode) in found.items() if cost < least[c] + 1e-3 * value / 60]
+        ):
             break
     return SplitBound(best * (1 - 1e-9), modes, on_cpu["start"], on_cpu["end"])

@@ -81,7 +81,7 @@ def test_an_infeasible_answer_is_a_document(moeplan: Any) -> None:
     document = json.loads(out)
     assert (status, document["status"]) == (3, "infeasible")
     assert sum(document["short"].values()) > 250e9
-    assert len(document["suggestions"]) == 2
+    assert document["suggestions"] == ["add 7 GPUs like cuda:0 (L40)", "add 275 GB of RAM", "add 290 GB to each GPU"]
     status, out, err = moeplan("solve", MODEL, "1xL40-46GB,ram=8GB")
     assert (status, out) == (3, "")
     assert err.startswith(f"moeplan: {MODEL} does not fit 1xL40-46GB,ram=8GB: short of ")
