@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+from ortools.linear_solver import pywraplp
 from ortools.sat.python import cp_model
 
 from solver.assignment import Assignment, Counts, experts_for, lay_out
 from solver.load import Held, load_on
-from solver.problem import BlockCosts, Problem
+from solver.problem import BlockCosts, ExpertsCosts, Problem
 from solver.search import Limits, Outcome, bound_of, search, total
 
 Numbers = dict[tuple[int, int], cp_model.IntVar]
@@ -131,3 +132,39 @@ def _plan(
                     away[a], room[d] = away[a] - moved, room[d] - moved
     counts = Counts(ends[0], ends[1], attention, pairs, ())
     return Assignment(ends[0], ends[1], homes, experts_for(homes, counts, problem))
+
+
+def fractional_bound(problem: Problem) -> int:
+    """Ticks of the busiest device that no placement beats, experts split or not: blocks in fractions, each group of
+    equals with its bytes and its work in all.
+
+    A part of a layer's experts takes at least its share of the whole's time, since a part is launched no less often
+    than in proportion. 0 where the linear program has no solution.
+    """
+    lp = pywraplp.Solver.CreateSolver("GLOP")
+    groups = {g: problem.twins.count(g) for g in dict.fromkeys(problem.twins)}
+    scale = 1e9 / max(1, _most(problem))
+    busiest = lp.NumVar(0, lp.infinity(), "busiest")
+    work = {g: lp.Constraint(-lp.infinity(), 0) for g in groups}
+    room = {g: lp.Constraint(-lp.infinity(), size * problem.usable[g] / 1e9) for g, size in groups.items()}
+    for g, size in groups.items():
+        work[g].SetCoefficient(busiest, -size)
+    blocks = [(problem.embedding, problem.embedding.ticks, 1), (problem.head, problem.head.ticks, 1)]
+    parts: list[tuple[BlockCosts | ExpertsCosts, tuple[int, ...], int]] = list(blocks)
+    for kind, n in zip(problem.classes, problem.class_sizes, strict=True):
+        parts.append((kind.attention, kind.attention.ticks, n))
+        if kind.experts is not None:
+            parts.append((kind.experts, kind.experts.busy, n))
+    for block, ticks, n in parts:
+        placed = lp.Constraint(n, n)
+        for g in groups:
+            if block.allowed[g]:
+                share = lp.NumVar(0, lp.infinity(), "")
+                placed.SetCoefficient(share, 1)
+                work[g].SetCoefficient(share, ticks[g] * scale)
+                n_bytes = max(0, block.bytes[g] - (problem.tied_bytes if block is problem.head else 0))
+                room[g].SetCoefficient(share, n_bytes / 1e9)
+    lp.Minimize(busiest)
+    if lp.Solve() != pywraplp.Solver.OPTIMAL:
+        return 0
+    return int(lp.Objective().Value() / scale * (1 - 1e-6))

@@ -11,6 +11,7 @@ from typing import Any
 
 from cost_models import CostModel, Step
 from profiles.placement import Objective, Placement
+from solver.busiest import fractional_bound
 from solver.evaluate import judge
 from solver.explain import may_fit
 from solver.portfolio import NO_CEILING, Candidate, Portfolio, ProvedInfeasible
@@ -57,7 +58,10 @@ class SplitSearch:
         for placement in rules:
             self._offer(placement)
         whole = self._glance(rules)
-        if not self.problem.bottleneck:
+        if self.problem.bottleneck:
+            sequences = self.costs.workload.batch_size
+            self.bound_s = fractional_bound(self.problem) * self.problem.tick_s / sequences
+        else:
             tables = SplitTables(self.problem, self.costs, _by_tokens(objective_steps(self.costs, self.objective)))
             bound = split_bound(tables)
             if bound is not None:

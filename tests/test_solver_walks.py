@@ -277,10 +277,9 @@ def test_experts_are_filled_in_as_well_as_can_be(batch: int) -> None:
                 assert plan.ticks(problem) == best[walk]
                 assert Walk(plan.embedding, plan.attention, plan.head) == walk
                 assert limited(plans, walk, {}) == plan.ticks(problem)
-            held = {
-                d: tuple(rng.randint(0, n) for n in problem.class_sizes)
-                for d in rng.sample(range(len(problem.devices)), 1)
-            }
+            d = rng.randrange(len(problem.devices))
+            kinds = zip(problem.classes, problem.class_sizes, strict=True)
+            held = {d: tuple(rng.randint(0, n) if x.experts and x.experts.allowed[d] else 0 for x, n in kinds)}
             least = limited(plans, walk, held)
             if not problem.whole_layers:
                 some = fill(problem, walk, LIMITS, held=held)
