@@ -102,9 +102,9 @@ class CostModel:
     # ---- seconds -----------------------------------------------------------------------------------------------
 
     def runs_on(self, device: str) -> str:
-        """The device that computes what is on `device`: itself, but where a target streams blocks (accelerate) the CPU's
-        are computed on the machine's first GPU. That is the GPU that keeps the buffer unless it holds nothing: times
-        then still count the first one."""
+        """The device that computes what is on `device`: itself, but where a target streams blocks (accelerate) the
+        CPU's are computed on the machine's first GPU. That is the GPU that keeps the buffer, unless it holds nothing:
+        times count the first one all the same."""
         gpus = self.hardware.gpus
         streamed = self.target_memory.streams_blocks and self.device[device].kind == "cpu" and gpus
         return gpus[0].name if streamed else device
@@ -142,7 +142,8 @@ class CostModel:
         return min(there, copied + self.block_s("experts", layer, attention, step))
 
     def split_experts_s(self, layer: int, attention: str, parts: Mapping[str, Sequence[int]], step: Step) -> float:
-        """X_l of a split layer: the mean, over which experts the tokens hit, of the slowest device's time."""
+        """X_l of a split layer: the mean, over which experts the tokens hit, of the slowest device's time. Ignored:
+        that a part which is copied to a GPU takes turns with the part that is there."""
         experts = self.layer(layer).experts
         assert experts is not None
         alike = experts.frequencies is None and experts.expert_weight_bytes is None
@@ -151,7 +152,8 @@ class CostModel:
         return self._split_s(self.layer_class[layer], attention, frozen, step.tokens)
 
     def hits_s(self, layer: int, attention: str, device: str, hits: float, step: Step) -> float:
-        """Seconds of a part of the layer's experts on `device`, of which `hits` are used, seen from `attention`."""
+        """Seconds of a part of the layer's experts on `device`, of which `hits` are used, seen from `attention`; for a
+        target that copies no experts."""
         experts = self.layer(layer).experts
         assert experts is not None
         ids = tuple(range(experts.count))

@@ -40,6 +40,11 @@ def context_beyond_margin(device: Device, safety_margin: float) -> int:
     return max(0, device.context_bytes - set_aside)
 
 
+def growth_bytes(n_bytes: int, share: float) -> int:
+    """ceil(n_bytes * share), with the decimal share as written: what weights gain that turn out so much larger."""
+    return math.ceil(n_bytes * Fraction(str(share)))
+
+
 def kept_tokens(block: Block, workload: Workload) -> int:
     """Tokens of a sequence that a layer has cached at most: all C, or what its window leaves of them.
 

@@ -35,7 +35,9 @@ class SplitTable:
     others: int
 
 
-def split_table(costs: CostModel, layer: int, attention: str, guests: Sequence[str], steps: Sequence[Step]) -> SplitTable:
+def split_table(
+    costs: CostModel, layer: int, attention: str, guests: Sequence[str], steps: Sequence[Step]
+) -> SplitTable:
     """The table for `layer` with its attention on `attention` and `guests` as other GPUs, summed over `steps`.
 
     Experts are taken as alike; where they are not, by their coldest: whatever experts a part has, it is hit at least as
@@ -79,8 +81,8 @@ def _of_step(
 
 
 def _drawn(experts: Experts, own: Floats, cpu: Floats, guest: Floats, bins: int) -> Floats:
-    """One token's `active` different experts: C(e, i) C(n, j) ways to hit i experts here and j on the CPU, and those to
-    hit the rest elsewhere, each with the slowest part."""
+    """One token's `active` different experts: C(e, i) C(n, j) ways to hit i experts here and j on the CPU, and those
+    to hit the rest elsewhere, each with the slowest part."""
     count, k = experts.count, experts.active
     ways = np.array([[float(math.comb(n, h)) for h in range(k + 1)] for n in range(count + 1)])
     fullest = _fullest(ways, k, max(1, bins))

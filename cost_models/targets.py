@@ -12,7 +12,6 @@ from fractions import Fraction
 from profiles.errors import TargetError
 from profiles.model import Experts
 
-
 OFFLOAD_FROM_TOKENS = 32
 """Tokens of a step, all sequences together, from which ggml copies weights in host memory to the GPU that has the next
 operation and computes there: GGML_OP_OFFLOAD_MIN_BATCH of ggml-cuda.cu, 32 unless set. Smaller steps run on the CPU."""

@@ -103,8 +103,8 @@ class Placement(Document):
     """A plan: block -> device. What a solver or an evaluator found out about it is filled in where known.
 
     `bound_s` is a proven lower bound over all placements that the granularity and target allow, and
-    `gap` = (objective_s - bound_s) / objective_s. With granularity expert `module_bound_s` is what
-    every plan takes at least that leaves each layer's experts whole. A placement written by hand needs only `embedding`, `head`, `layers`.
+    `gap` = (objective_s - bound_s) / objective_s. With granularity expert `module_bound_s` is what every plan takes at
+    least that leaves each layer's experts whole. A placement written by hand needs only `embedding`, `head`, `layers`.
 
     >>> plan = Placement(embedding="cpu", head="cuda:0", layers=[{"attention": "cuda:0", "experts": {"cpu": "all"}}])
     >>> plan.layers[0].experts_device

@@ -1,7 +1,8 @@
 """The model for throughput: how many attentions and experts each device holds, so that the busiest has least to do.
 
-Hops and hand-overs are nobody's work, so neither the order of layers nor which experts belong to which attention matters:
-numbers by class and device say everything, and the model is exact. Interchangeable devices are ordered by their work.
+Hops and hand-overs are nobody's work, so neither the order of layers nor which experts belong to which attention
+matters: numbers by class and device say everything, and the model is exact. Interchangeable devices are ordered by their
+work.
 """
 
 from __future__ import annotations

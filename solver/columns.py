@@ -22,7 +22,7 @@ from ortools.linear_solver import pywraplp
 
 from solver.contents import Contents, Knapsack
 from solver.interleaved import InterleavedKnapsack
-from solver.network import UNLIMITED, Between, Network, Row
+from solver.network import UNLIMITED, Network, Row
 from solver.problem import Problem
 from solver.windows import Windows
 

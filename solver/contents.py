@@ -1,8 +1,8 @@
 """What one card can hold, and the best of it at given prices: an exact knapsack over all contents.
 
 The contents of a card are how many attentions and how many experts of each class lie on it, and whether the embedding
-and the head do. The best contents are found by merging, class by class, the lists of undominated (bytes, value) pairs (Nemhauser and
-Ullmann, Management Science 1969), in whole numbers.
+and the head do. The best contents are found by merging, class by class, the lists of undominated (bytes, value) pairs
+(Nemhauser and Ullmann, Management Science 1969), in whole numbers.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from solver.assignment import Assignment
+from solver.deviations import Block, levels, spare_bytes
 from solver.problem import LayerClass, Problem
 from solver.windows import Windows
 
@@ -54,7 +55,7 @@ class Contents:
         return total
 
     def bytes(self, problem: Problem, device: int) -> int:
-        """Bytes used on `device`, workspace included."""
+        """Bytes used on `device`, workspace and what is kept free for deviations included."""
         held = [(block, here) for block, here in ((problem.embedding, self.embedding), (problem.head, self.head))]
         total, workspace = sum(n * block.bytes[device] for block, n in held), 0
         total -= problem.tied_bytes * self.embedding * self.head
@@ -65,7 +66,15 @@ class Contents:
             if kind.experts is not None:
                 total += h * kind.experts.bytes[device]
                 workspace = max(workspace, kind.experts.workspace * (h > 0))
-        return total + workspace + self.staged
+        return total + workspace + self.staged + self._spare(problem, device)
+
+    def _spare(self, problem: Problem, device: int) -> int:
+        if problem.robust is None:
+            return 0
+        held: list[tuple[Block, int]] = [(problem.embedding, self.embedding), (problem.head, self.head)]
+        for kind, a, h in zip(problem.classes, self.attention, self.experts, strict=True):
+            held += [(kind.attention, a), *([(kind.experts, h)] if kind.experts is not None else [])]
+        return spare_bytes(problem, device, held)
 
     def fits(self, problem: Problem, device: int) -> bool:
         """Whether `device` may hold these and has room for them."""
@@ -82,17 +91,17 @@ def contents_of(problem: Problem, plan: Assignment) -> list[tuple[int, Contents]
     windows, found = Windows(problem), []
     layers = list(zip(problem.layer_class, plan.attention, plan.experts, strict=True))
     for d, g in enumerate(problem.twins):
-        counts = [
-            tuple(sum(k == c and test(a, x) for k, a, x in layers) for c in range(len(problem.classes)))
-            for test in (
-                lambda a, x, d=d: a == d,
-                lambda a, x, d=d: x == d,
-                lambda a, x, d=d: a == x == d,
+        attention, experts, local = (
+            tuple(classes.count(c) for c in range(len(problem.classes)))
+            for classes in (
+                [c for c, a, _ in layers if a == d],
+                [c for c, _, x in layers if x == d],
+                [c for c, a, x in layers if a == x == d],
             )
-        ]
+        )
         ends = int(plan.embedding == d), int(plan.head == d)
-        staged = max(problem.buffer(c, a, x) for c, a, x in layers if a == d) if any(counts[0]) else 0
-        found.append((g, Contents(counts[0], counts[1], counts[2], *ends, windows.visits(counts[0]), staged)))
+        staged = max((problem.buffer(c, a, x) for c, a, x in layers if a == d), default=0)
+        found.append((g, Contents(attention, experts, local, *ends, windows.visits(attention), staged)))
     return found
 
 
@@ -130,7 +139,7 @@ class Knapsack:
 
     def __init__(self, problem: Problem, device: int) -> None:
         self.problem, self.device = problem, device
-        self._levels = list(_levels(problem, device))
+        self._levels = [level for nominal in levels(problem, device) for level in _levels(nominal, device)]
 
     def best(self, prices: Prices, visits: int = 1) -> tuple[int, Contents]:
         """The most that contents of this device can earn, and contents that do (where lists were thinned, that earn

@@ -50,7 +50,7 @@ class Deal:
             for c in range(len(problem.classes))
         ]
         self._savings = {c: [self._saving(x, d) for d in devices] for c, x in self.experts.items()}
-        self._hands: dict[tuple[int, tuple[int, ...], int, bool], _Hand] = {}
+        self._hands: dict[tuple[int, tuple[int, ...], int, bool, int], _Hand] = {}
         self._buffers = sorted({0, *problem.staging})
         self._guest_room = [self._room_of_guests(d) for d in devices]
         # A byte that fits nowhere costs more than any byte can save.

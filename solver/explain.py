@@ -41,9 +41,7 @@ class _Permissions:
 
 def may_fit(problem: Problem, costs: CostModel) -> bool | None:
     """Whether anything fits, asked apart from the models that look for plans; None where that is left open."""
-    demand = demand_of(
-        costs, _Permissions(problem), whole_layers=problem.whole_layers, split=problem.split_experts
-    )
+    demand = demand_of(costs, _Permissions(problem), whole_layers=problem.whole_layers, split=problem.split_experts)
     return fits(demand, problem.usable, Budget(WORK))
 
 

@@ -49,11 +49,12 @@ class InterleavedKnapsack:
         kinds = [kind.attention for kind in self.problem.classes]
         allowed = np.array([kind.allowed[self.device] for kind in kinds])
         n_bytes = vectors @ np.array([kind.bytes[self.device] for kind in kinds])
-        return vectors[(n_bytes <= self.problem.usable[self.device]) & np.all((vectors == 0) | allowed, axis=1)]
+        fits = (n_bytes <= self.problem.usable[self.device]) & np.all((vectors == 0) | allowed, axis=1)
+        return np.asarray(vectors[fits])
 
     def best(self, prices: Prices) -> tuple[int, Contents]:
         """The most that contents can earn, and contents that do."""
-        # What no windows of the sets make up needs one visit more, or cannot be: then only a card without attention is left.
+        # What no windows of the sets make up needs one visit more, or cannot be: then a card without attention is left.
         highest = 0 if self.problem.one_run else self._sets[-1][0] + 1
         best = self._rest.best(prices, highest)
         for visits, vectors in self._sets:
@@ -141,7 +142,7 @@ class InterleavedKnapsack:
         """What h experts beside a attentions of class c earn, over that the attentions are alone: rows a, columns h."""
         a, h = np.mgrid[: self.problem.class_sizes[c] + 1, : most + 1]
         together = max(0, prices.local[c] - prices.sent[c] - prices.taken[c])
-        return prices.taken[c] * h + together * np.minimum(a, h)
+        return np.asarray(prices.taken[c] * h + together * np.minimum(a, h))
 
     def _table(self, c: int, most: int, prices: Prices) -> NDArray[np.int64]:
         """As `_gains`, of at most h experts."""

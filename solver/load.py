@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ortools.sat.python import cp_model
 
-from solver.problem import Problem
+from solver.deviations import Block, deviation
+from solver.problem import Problem, Robust
 
 
 @dataclass(frozen=True)
 class Held:
-    """`number` equal blocks, at most `most`, of `n_bytes` each on a device, needing `workspace` if there is any."""
+    """`number` equal blocks, at most `most`, of `n_bytes` each on a device, needing `workspace` if there is any; each may
+    turn out larger by its `deviation`."""
 
     n_bytes: int
     workspace: int
     number: cp_model.LinearExpr
     most: int
+    deviation: int = 0
+
+    @staticmethod
+    def of(block: Block, device: int, number: cp_model.LinearExpr, most: int) -> Held:
+        return Held(block.bytes[device], block.workspace, number, most, deviation(block, device))
 
 
 def load_on(
@@ -29,13 +36,14 @@ def load_on(
     held: Iterable[Held],
     sent: Mapping[int, cp_model.LinearExpr] | None = None,
 ) -> cp_model.LinearExpr:
-    """Weights and KV of all blocks, less what embedding and head share, and the largest workspace of those there.
+    """Weights and KV of all blocks, less what embedding and head share, the largest workspace of those there, and what
+    is kept free for deviations.
 
     `sent[c]` layers of class c with their attention here have their experts on the CPU, for which a target may keep a
     buffer here.
     """
     ends = [
-        Held(block.bytes[device], block.workspace, here, 1)
+        Held.of(block, device, here, 1)
         for block, here in ((problem.embedding, embedding), (problem.head, head))
     ]
     blocks = [*ends, *held]
@@ -57,6 +65,8 @@ def load_on(
     staged = {c: number for c, number in (sent or {}).items() if problem.buffer(c, device, problem.cpu)}
     if staged:
         load += _buffer(problem, cp, staged)
+    if problem.robust is not None:
+        load += _spare(cp, problem.robust, blocks)
     return load
 
 
@@ -68,3 +78,17 @@ def _buffer(problem: Problem, cp: cp_model.CpModel, sent: Mapping[int, cp_model.
         cp.add(number <= problem.class_sizes[c] * present)
         cp.add(buffer >= problem.staging[c] * present)
     return buffer
+
+
+def _spare(cp: cp_model.CpModel, robust: Robust, blocks: Sequence[Held]) -> cp_model.IntVar:
+    """The sum of the largest deviations, as the least over some values (`solver/deviations.py`), one of which is
+    chosen."""
+    sizes, most = {block.deviation for block in blocks}, sum(block.most for block in blocks)
+    spare = cp.new_int_var(0, min(robust.blocks, most) * max(sizes), "spare")
+    chosen = []
+    for z in sorted({0, *sizes}) if robust.blocks < most else [0]:
+        chosen.append(cp.new_bool_var(""))
+        above = sum(max(0, block.deviation - z) * block.number for block in blocks)
+        cp.add(spare >= robust.blocks * z + above).only_enforce_if(chosen[-1])
+    cp.add_exactly_one(chosen)
+    return spare

@@ -13,7 +13,7 @@ from solver.problem import BlockCosts, ExpertsCosts, LayerClass, Problem
 
 EXPERTS_APART = 0.002
 ATTENTION_APART = 0.01
-"""Shares by which expert bytes may differ, and attention bytes, of the experts' bytes (of their own without experts)."""
+"""Shares by which expert bytes may differ, and attention bytes (of the experts' bytes where there are any)."""
 
 
 @dataclass(frozen=True)

@@ -108,7 +108,8 @@ class Network:
             if self._buffer(c, g) and h != problem.cpu:
                 rows["near", g, c] = 1
             yield Between(("moved", g, h, c), experts.ticks[g][there], problem.class_sizes[c], rows)
-        n_layers, entries = len(problem.layer_class), {("entered", h): n_cards[h]}
+        n_layers = len(problem.layer_class)
+        entries: dict[Row, int] = {("entered", h): n_cards[h]}
         onward = problem.in_order(g, h)
         if g == h and others:
             yield Between(("hop", g, h), hop, n_layers, {("out", g): -1, ("in", h): -1})

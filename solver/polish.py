@@ -1,8 +1,8 @@
 """Better plans by small steps: late acceptance hill climbing over the stretches of the walk.
 
 A stretch is a run of layers whose attention is on one card; a card may have several. A step moves the border between
-stretches, or takes a stretch in or out, or gives it to another card, or moves the embedding or the head. Late acceptance:
-Burke and Bykov, European Journal of Operational Research 2017.
+stretches, or takes a stretch in or out, or gives it to another card, or moves the embedding or the head. Late
+acceptance: Burke and Bykov, European Journal of Operational Research 2017.
 """
 
 from __future__ import annotations

@@ -20,7 +20,6 @@ from solver.deal import Deal
 from solver.evaluate import Evaluation, judge
 from solver.fill import fill
 from solver.free_order import is_small, solve_free_order
-from solver.headroom import roomiest, smallest_free
 from solver.merge import merge
 from solver.paths import away_prices, walks
 from solver.patterns import MAX_PATTERNS, Load, solve_patterns, worthwhile
@@ -37,10 +36,6 @@ STEPS = 1000
 FEW_PATTERNS = 40
 """So many patterns are solved in no time, so they come before anything that is slow."""
 FILL_WORK = 0.1
-ROOM_SHARE = 0.02
-"""Share of the time for exact answers to what is the roomiest plan; elsewhere it takes a few milliseconds."""
-RESOLUTION, SAME = 1e-6, 1e-12
-"""Shares by which the seconds of plans with equal ticks may differ, and those of equal plans."""
 NO_CEILING = 2**62
 UNORDERED_SHARE = 0.7
 """Share of the time for the search without a target's order of devices."""
@@ -87,7 +82,6 @@ class Portfolio:
         self.best: Candidate | None = None
         self.incumbent: Assignment | None = None
         self.peer: Candidate | None = None
-        self.fastest_s: float | None = None
 
     def run(self, rules: Iterable[Placement]) -> None:
         """Fill `best` and `bound`, beginning with the plans of `rules`. Raises ProvedInfeasible."""
@@ -309,63 +303,31 @@ class Portfolio:
         if self.incumbent is None:
             return self.ceiling
         ticks = self.incumbent.ticks(self.problem)
-        return min(self.ceiling, ticks, math.ceil(ticks * (1 - self.limits.relative_gap)) + self._slack)
+        return min(self.ceiling, ticks, math.ceil(ticks * (1 - self.limits.relative_gap)) + self.slack)
 
     @property
     def bound_s(self) -> float:
         """The bound in seconds, less what rounding may have added."""
-        return max(0.0, (self.bound - self._slack) * self.problem.tick_s)
+        batch = self.costs.workload.batch_size if self.problem.bottleneck else 1
+        return max(0.0, (self.bound - self.slack) * self.problem.tick_s / batch)
 
     @property
-    def _slack(self) -> int:
+    def slack(self) -> int:
         """So many ticks may rounding have raised the integer optimum over the true one: a few a layer."""
         return 4 * len(self.problem.layer_class) + 4
 
-    def make_room(self, tie_tolerance: float) -> None:
-        """Take the roomiest plan that is as good as the best, within the tolerance, as `best`.
-
-        It is no worse than any of the rules, and keeps a gap that was asked for; `incumbent` and `bound` stay.
-        """
-        if self.best is None or self.incumbent is None:
-            return
-        problem, before = self._home, Assignment.of(self.best.placement, self.problem)
-        plan = roomiest(problem, self.incumbent, self._most_ticks(tie_tolerance), self._limits(ROOM_SHARE))
-        found = self._judged(plan, None)
-        if found is None or before is None or smallest_free(problem, plan) <= smallest_free(problem, before):
-            return
-        most_s = (1 + max(tie_tolerance, RESOLUTION)) * self.best.seconds
-        if self.peer is not None:
-            most_s = min(most_s, (1 + SAME) * self.peer.seconds)
-        if found.seconds <= most_s:
-            tied = plan.ticks(self.problem) <= max(self.bound, self.incumbent.ticks(self.problem))
-            self.best, self.fastest_s = found, None if tied else self.best.seconds
-
     @property
-    def _home(self) -> Problem:
+    def home(self) -> Problem:
         """The problem in which plans near the best one are looked for."""
         return self.problem
 
-    def _most_ticks(self, tie_tolerance: float) -> int:
-        """What a plan that is as good as the incumbent may take."""
-        assert self.incumbent is not None
-        ticks = self.incumbent.ticks(self.problem)
-        most = ticks + int(ticks * tie_tolerance)
-        peer = None if self.peer is None else Assignment.of(self.peer.placement, self.problem)
-        if peer is not None:
-            most = min(most, peer.ticks(self.problem))
-        if ticks > self.bound and self.closed:
-            most = min(most, int((self.bound - 2 * self._slack) / (1 - max(tie_tolerance, self.limits.relative_gap))))
-        return max(ticks, most)
-
     def proof(self) -> dict[str, Any]:
-        """status, objective, bound and gap as the plan document states them."""
+        """status, objective, bound and gap of the best plan as the plan document states them."""
         assert self.best is not None
         assert self.incumbent is not None
-        seconds, fastest = self.best.seconds, self.best.seconds if self.fastest_s is None else self.fastest_s
+        seconds = self.best.seconds
         proved = self.incumbent.ticks(self.problem) <= self.bound
-        batch = self.costs.workload.batch_size if self.problem.bottleneck else 1
-        bound_s = fastest if proved else (self.bound - self._slack) * self.problem.tick_s / batch
-        bound_s = max(0.0, min(seconds, bound_s))
+        bound_s = seconds if proved else min(seconds, self.bound_s)
         return {
             "status": "optimal" if proved else "feasible",
             "objective_s": seconds,
@@ -385,7 +347,7 @@ class Portfolio:
             assignment = assignment.canonical(self.problem, self.ordered.rank)
         if assignment is None or not self._in_order(assignment):
             return
-        found = self._judged(assignment, placement)
+        found = self.judged(assignment, placement)
         if found is None:
             return
         if self.best is None or found.seconds < self.best.seconds:
@@ -393,7 +355,7 @@ class Portfolio:
         if self.incumbent is None or assignment.ticks(self.problem) < self.incumbent.ticks(self.problem):
             self.incumbent = assignment
 
-    def _judged(self, plan: Assignment, placement: Placement | None) -> Candidate | None:
+    def judged(self, plan: Assignment, placement: Placement | None = None) -> Candidate | None:
         """The plan as evaluated; None if it does not fit."""
         placement = placement or plan.placement(self.problem)
         evaluation = judge(placement, self.costs, self.objective)

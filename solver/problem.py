@@ -11,7 +11,9 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from cost_models import CostModel, Step
+from cost_models.memory import growth_bytes
 from cost_models.targets import largest_tensor_bytes
+from profiles.model import Block
 from profiles.placement import Granularity, Objective
 from solver.rules import Allowed
 
@@ -23,12 +25,14 @@ MOST_TICKS = 2**60
 
 @dataclass(frozen=True)
 class BlockCosts:
-    """One block: bytes that stay, bytes while it runs, ticks and whether it may be there, per device."""
+    """One block: bytes that stay, bytes while it runs, ticks and whether it may be there, per device; and by how many
+    bytes it may turn out larger (nowhere, if empty)."""
 
     bytes: tuple[int, ...]
     workspace: int
     ticks: tuple[int, ...]
     allowed: tuple[bool, ...]
+    deviation: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,7 @@ class ExpertsCosts:
     ticks: tuple[tuple[int, ...], ...]
     busy: tuple[int, ...]
     allowed: tuple[bool, ...]
+    deviation: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -50,15 +55,23 @@ class LayerClass:
 
 
 @dataclass(frozen=True)
+class Robust:
+    """Any `blocks` of the blocks on a device may have a `share` more bytes of weights than the profile says."""
+
+    share: float
+    blocks: int
+
+
+@dataclass(frozen=True)
 class Problem:
     """`hop[d][e]` obeys the triangle inequality; `layer_class[i]` indexes `classes`; `tied_bytes` are held once where
     embedding and head share a device; with `whole_layers` experts stay with their attention. Where there is a `rank`,
-    that of the attention's device never falls along the layers, and with `head_in_order` nor does the head's. With `split_experts`
-    a layer's experts may be on several devices.
+    that of the attention's device never falls along the layers, and with `head_in_order` nor does the head's. With
+    `split_experts` a layer's experts may be on several devices.
 
-    `staging`, where there is any: a GPU keeps a buffer of `staging[c]` bytes as long as it has attention of class c whose
-    experts are on the CPU, the largest of those. `main`: a GPU that must hold something. With `one_run` the attention on
-    a device is that of neighbouring layers: the token comes to each device once."""
+    `staging`, where there is any: a GPU keeps a buffer of `staging[c]` bytes as long as it has attention of class c
+    whose experts are on the CPU, the largest of those. `main`: a GPU that must hold something. With `one_run` the
+    attention on a device is that of neighbouring layers: the token comes to each device once."""
 
     devices: tuple[str, ...]
     usable: tuple[int, ...]
@@ -77,6 +90,7 @@ class Problem:
     staging: tuple[int, ...] = ()
     main: int | None = None
     one_run: bool = False
+    robust: Robust | None = None
 
     @cached_property
     def class_sizes(self) -> tuple[int, ...]:
@@ -127,7 +141,14 @@ class Problem:
         )
 
 
-def build_problem(costs: CostModel, *, objective: Objective, granularity: Granularity, allowed: Allowed) -> Problem:
+def build_problem(
+    costs: CostModel,
+    *,
+    objective: Objective,
+    granularity: Granularity,
+    allowed: Allowed,
+    robust: Robust | None = None,
+) -> Problem:
     """Weigh every step of the workload as `objective` says and round to ticks.
 
     Hops are rounded up, which keeps the triangle inequality; block times to the nearest tick.
@@ -140,6 +161,10 @@ def build_problem(costs: CostModel, *, objective: Objective, granularity: Granul
     def ticks(values: Sequence[float]) -> tuple[int, ...]:
         return tuple(round(value / tick) for value in values)
 
+    def deviation(found: Block) -> tuple[int, ...]:
+        sizes = (costs.weight_bytes(found, d) for d in names)
+        return () if robust is None else tuple(growth_bytes(n_bytes, robust.share) for n_bytes in sizes)
+
     def block(kind: str, layer: int) -> BlockCosts:
         found = costs.block(kind, layer)
         kv = costs.kv_bytes(layer) if kind == "attention" else 0
@@ -148,6 +173,7 @@ def build_problem(costs: CostModel, *, objective: Objective, granularity: Granul
             workspace=costs.workspace_bytes(found),
             ticks=ticks(seconds.block(kind, layer)),
             allowed=allowed(kind, layer),
+            deviation=deviation(found),
         )
 
     def experts(layer: int) -> ExpertsCosts | None:
@@ -160,6 +186,7 @@ def build_problem(costs: CostModel, *, objective: Objective, granularity: Granul
             ticks=tuple(ticks(row) for row in seconds.experts(layer)),
             busy=ticks(seconds.block("experts", layer)),
             allowed=allowed("experts", layer),
+            deviation=deviation(found),
         )
 
     keys: dict[tuple[object, ...], int] = {}
@@ -188,6 +215,7 @@ def build_problem(costs: CostModel, *, objective: Objective, granularity: Granul
         head_in_order=allowed.head_in_order,
         staging=_staging(costs, layer_class) if costs.target_memory.stages_experts else (),
         split_experts=granularity == "expert",
+        robust=robust,
     )
 
 

@@ -1,5 +1,5 @@
 """Counts again, given to SCIP: the order of layers is dropped and hops are counted by degrees, which makes a small
-integer program that SCIP often closes where CP-SAT does not. It serves plans; bounds come from exact arithmetic elsewhere.
+integer program that SCIP often closes where CP-SAT does not. It serves plans; bounds come from exact arithmetic.
 """
 
 from __future__ import annotations

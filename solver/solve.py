@@ -20,6 +20,7 @@ from solver.rules import Allowed, Pins, breaks, check_target, coarser
 from solver.search import Limits
 from solver.split import SplitSearch
 from solver.streaming import StreamSearch
+from solver.ties import settle
 
 
 def solve(
@@ -44,7 +45,7 @@ def solve(
     plan is proved best among all placements that `granularity`, `target` and `pins` allow, to the solver's resolution
     (about 1e-7 of the objective); `feasible` when the search stopped with a gap. Of plans whose objectives differ by no
     more than `tie_tolerance`, as a share, the one is returned that leaves most memory free on the fullest device
-    (`solver/headroom.py`; whole experts only): so an `optimal` plan may be that much above `bound_s`, the proved best.
+    (`solver/ties.py`; whole experts only): so an `optimal` plan may be that much above `bound_s`, the proved best.
     The plan was checked by `evaluate`, and no hand rule under the same evaluator is better. Same input and seed give
     the same plan unless the time limit ends the search. Raises InfeasiblePlacement when nothing fits (`proven`) or
     nothing was found in time.
@@ -76,9 +77,8 @@ def solve(
         raise infeasible(problem, costs, pins) from None
     if search.best is None:
         raise InfeasiblePlacement(f"no plan found within {time_limit:g} s; raise time_limit", proven=False)
-    if isinstance(search, Portfolio):
-        search.make_room(tie_tolerance)
-    plan = _described(search.best, objective)
+    best, proof = settle(search, tie_tolerance) if isinstance(search, Portfolio) else (search.best, search.proof())
+    plan = _described(best, objective)
     assert breaks(plan, allowed, problem.devices) is None, "moeplan made a plan that its own rules forbid"
     described = plan.replace(
         model=costs.profile.model,
@@ -91,7 +91,7 @@ def solve(
         granularity=granularity,
         workload=costs.workload,
         safety_margin=safety_margin,
-        **search.proof(),
+        **proof,
     )
     return described.replace(solve_s=round(time.perf_counter() - started, 4))
 

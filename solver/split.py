@@ -1,4 +1,4 @@
-"""Placements that split layers' experts over devices: the bound, plans from its modes, and never worse than whole ones."""
+"""Placements that split experts over devices: the bound, plans from its modes, and never worse than whole ones."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ class SplitSearch:
             found = sorted([*found, *self._filled(planner, more)], key=lambda one: one.seconds)
         for one in found[:TUNED]:
             if not self.closed:
-                self._offer(planner.placement(self._tuned(planner, one).plan))
+                self._offer_split(planner, self._tuned(planner, one).plan)
 
     def _in_time(self, walks: Iterable[Walk], planner: Planner) -> Iterator[Walk]:
         """Those with room for their attention, until time is up."""
@@ -139,7 +139,7 @@ class SplitSearch:
             better.append(replace(one, seconds=planner.seconds(one.plan)))
         better.sort(key=lambda one: one.seconds)
         if better:
-            self._offer(planner.placement(better[0].plan))
+            self._offer_split(planner, better[0].plan)
         return better
 
     def _made(self, planner: Planner, walk: Walk, modes: Mapping[Mode, float]) -> _Found:
@@ -165,6 +165,10 @@ class SplitSearch:
     @property
     def closed(self) -> bool:
         return self.best is not None and self.best.seconds * (1 - self.limits.relative_gap) <= self.bound_s
+
+    def _offer_split(self, planner: Planner, plan: SplitPlan) -> None:
+        if planner.obeys(plan):
+            self._offer(planner.placement(plan))
 
     def _offer(self, placement: Placement) -> None:
         if self.best is not None and placement == self.best.placement:

@@ -1,8 +1,8 @@
 """A bound over all placements that may split a layer's experts, and how layers would best be split.
 
 Each layer chooses a *mode*: a device for its attention, e of its experts there, n on the CPU and the others spread over
-the other GPUs. What a mode takes is in the tables of `cost_models/split_tables.py`. The linear program mixes modes, class
-by class, within the bytes of each group of equal cards; experts are small beside a card, so little is lost by mixing.
+the other GPUs. What a mode takes is in the tables of `cost_models/split_tables.py`. The linear program mixes modes,
+class by class, within the bytes of each group of equal cards; experts are small beside a card, so little is lost.
 Modes are generated where prices ask for them, and the bound is the Lagrangian one, valid at any prices.
 """
 
@@ -49,7 +49,7 @@ class SplitBound:
 
 @dataclass(frozen=True)
 class _Kind:
-    """One class of layers seen from one group: bytes of attention and of k experts (least), seconds of every split."""
+    """One class of layers seen from one group: bytes of attention, least bytes of k experts, seconds of every split."""
 
     attention_bytes: float
     attention_s: float

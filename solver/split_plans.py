@@ -1,14 +1,15 @@
 """Plans that split layers: from the modes of `solver/split_bound.py` and a walk to numbers of experts on every device.
 
 Every layer gets a mode of its class in the linear program's proportions. Its own experts go to its card, and those that
-the mode spreads over other GPUs are dealt out evenly, each card's room being handed out in step with the layers that may
-use it. What does not fit goes to the CPU, and what room is left at the end is filled from there.
+the mode spreads over other GPUs are dealt out evenly, each card's room being handed out in step with the layers that
+may use it. What does not fit goes to the CPU, and what room is left at the end is filled from there.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from profiles.placement import LayerPlacement, Placement
 from solver.problem import Problem
@@ -122,7 +123,8 @@ class Planner:
             done = 1 + sum(given.get(mode, 0.0) for mode in mine)
             best = max(mine, key=lambda mode: modes[mode] / weight * done - given.get(mode, 0.0))
             given[best] = given.get(best, 0.0) + 1.0
-            chosen[i] = (best.e, best.n) if a != self.cpu else (best.n or best.e, 0)
+            e, n = (best.e, best.n) if a != self.cpu else (best.n or best.e, 0)
+            chosen[i] = (e if self._may(i, a) else 0, n)
         return chosen
 
     def _own_at_most(self, walk: Walk, chosen: dict[int, tuple[int, int]], rooms: Sequence[int]) -> None:
@@ -231,14 +233,19 @@ class Planner:
         c, a = self.problem.layer_class[i], plan.walk.attention[i]
         return self.times.seconds(c, a, here) - self.times.seconds(c, a, moved(here, d, e, n))
 
-    # ---- what a plan takes ----
+    # ---- what a plan is, and takes ----
+
+    def obeys(self, plan: SplitPlan) -> bool:
+        """Whether every expert is where it may be and every device has room."""
+        placed = ((i, d) for i, here in enumerate(plan.counts) for d, n in enumerate(here or ()) if n)
+        return all(self._may(i, d) for i, d in placed) and min(self.free(plan)) >= 0
 
     def seconds(self, plan: SplitPlan) -> float:
         """The objective, for steps that add up."""
         problem, walk = self.problem, plan.walk
         ticks = problem.embedding.ticks[walk.embedding] + problem.head.ticks[walk.head]
         stops = (walk.embedding, *walk.attention, walk.head)
-        ticks += sum(problem.hop[a][b] for a, b in zip(stops, stops[1:], strict=False))
+        ticks += sum(problem.hop[a][b] for a, b in pairwise(stops))
         ticks += sum(
             problem.classes[c].attention.ticks[a] for c, a in zip(problem.layer_class, walk.attention, strict=True)
         )

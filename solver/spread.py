@@ -66,8 +66,8 @@ def spread(problem: Problem, loads: Sequence[Load]) -> tuple[list[Walk], Held]:
 
 
 def in_runs(problem: Problem, counts: Counts) -> tuple[Walk, Held]:
-    """A walk with as many layers on each device as `counts` have there, in one run each along their route whatever their
-    classes, and the experts of these."""
+    """A walk with as many layers on each device as `counts` have there, in one run each along their route whatever
+    their classes, and the experts of these."""
     classes, devices = range(len(problem.classes)), range(len(problem.devices))
     attention = [d for d in counts.route for c in classes for _ in range(counts.attention[c, d])]
     held = {

@@ -1,9 +1,9 @@
-"""accelerate: what is on the CPU is computed on the main GPU, the first that holds anything, which keeps a buffer for the
-largest of those blocks.
+"""accelerate: what is on the CPU is computed on the main GPU, the first that holds anything, which keeps a buffer for
+the largest of those blocks.
 
 So what fits depends on which GPU that is and how large that block is. With both given, the buffer is so many bytes less
-of one GPU, and the rest is a problem like any other: `cases` lists them. Every placement that fits is one of some case's,
-and every placement of a case fits, so the best plan of all cases is the best, and the least of their bounds holds for all.
+of one GPU, and the rest is a problem like any other: `cases` lists them. Every placement that fits is in some case, and
+every placement of a case fits, so the best plan of all cases is the best, and the least of their bounds holds for all.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from cost_models import CostModel
 from profiles.placement import Placement
 from solver.assignment import Assignment
 from solver.portfolio import Portfolio, ProvedInfeasible
-from solver.problem import BlockCosts, LayerClass, Problem
+from solver.problem import BlockCosts, ExpertsCosts, LayerClass, Problem
 
 OTHERS_SHARE = 0.5
 """Share of the time for all cases but the last, which allows most on the CPU."""
 
 
 class StreamSearch(Portfolio):
-    """As `Portfolio`, case by case: the best plan so far is the one to beat in the next case. `within` is the case whose
-    search found it, None for a hand rule's."""
+    """As `Portfolio`, case by case: the best plan so far is the one to beat in the next case. `within` is the case
+    whose search found it, None for a hand rule's."""
 
     within: Problem | None = None
 
@@ -41,7 +41,7 @@ class StreamSearch(Portfolio):
         self.bound = min(possible)
 
     @property
-    def _home(self) -> Problem:
+    def home(self) -> Problem:
         return self.within or self.problem
 
     def _of_case(self, case: Problem, last: bool, n_others: int) -> int | None:
@@ -60,8 +60,8 @@ class StreamSearch(Portfolio):
 
 
 def cases(problem: Problem, costs: CostModel) -> Iterator[Problem]:
-    """A problem for everything on the CPU, where there is no main GPU; one for nothing there; and one for each size that
-    the largest block there may have and each GPU that may be the main one, those before it being empty."""
+    """A problem for everything on the CPU, where there is no main GPU; one for nothing there; and one for each size
+    that the largest block there may have and each GPU that may be the main one, those before it being empty."""
     streamed = _Streamed.of(problem, costs)
     gpus = [d for d in range(len(problem.devices)) if d != problem.cpu]
     mains = [m for k, m in enumerate(gpus) if not any(_replaces(problem, g, m) for g in gpus[:k])]
@@ -138,11 +138,12 @@ def _replaces(problem: Problem, g: int, m: int) -> bool:
     """Whether an empty GPU g can take over all that m holds, at no more ticks: then m need not be the main GPU."""
     blocks = [problem.embedding, problem.head, *(kind.attention for kind in problem.classes)]
     experts = [kind.experts for kind in problem.classes if kind.experts is not None]
+    all_blocks: list[BlockCosts | ExpertsCosts] = [*blocks, *experts]
     others = [d for d in range(len(problem.devices)) if d not in (g, m)]
     return (
         problem.usable[g] >= problem.usable[m]
         and (problem.rank is None or problem.rank[g] == problem.rank[m])
-        and all(x.allowed[g] >= x.allowed[m] and x.bytes[g] <= x.bytes[m] for x in (*blocks, *experts))
+        and all(x.allowed[g] >= x.allowed[m] and x.bytes[g] <= x.bytes[m] for x in all_blocks)
         and all(block.ticks[g] <= block.ticks[m] for block in blocks)
         and all(x.ticks[g][g] <= x.ticks[m][m] and x.busy[g] <= x.busy[m] for x in experts)
         and all(problem.hop[g][d] <= problem.hop[m][d] for d in others)

@@ -1,15 +1,18 @@
-"""What runtimes hold beside the plan: staging buffers, contexts beyond the margin, copies while loading."""
+"""What runtimes hold beside the plan (staging buffers, contexts beyond the margin, copies while loading) and the time
+of what they copy from the CPU to compute it on a GPU."""
 
 from __future__ import annotations
 
 import json
 from fractions import Fraction
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from cost_models.targets import TARGETS, largest_tensor_bytes, load_peaks, target_memory
+from cost_models import CostModel, Step
+from cost_models.targets import OFFLOAD_FROM_TOKENS, TARGETS, largest_tensor_bytes, load_peaks, target_memory
 from moeplan.tables import load_lines
 from profiles import Experts, Hardware, InfeasiblePlacement, ModelProfile, TargetError, Workload, load_hardware
 from solver import evaluate, solve
@@ -154,3 +157,88 @@ def test_a_plan_document_tells_the_load_peak(tmp_path: Path) -> None:
     memory = json.loads((tmp_path / "plan.json").read_text())["memory"]
     assert memory["cpu"]["load_peak_bytes"] == 740
     assert "load_peak_bytes" not in memory["cuda:0"]
+
+
+# ---- time ----
+
+STORED = {"weight_bytes": {"gpu": 300, "cpu": 600}, "params": 10**6}
+
+
+def costs(target: str, *, batch: int = 1, bandwidth: float = 1e3, order: int = 1) -> CostModel:
+    """A CPU that reads `bandwidth` bytes a second behind links of a million: slow enough to rather copy."""
+    gpus = [{**GPU, "name": f"cuda:{i}", "bandwidth_bytes_per_s": 1e9 * (i + 1)} for i in range(2)]
+    cpu = {**CPU, "bandwidth_bytes_per_s": bandwidth, "bandwidth_efficiency": 1.0}
+    links = [{"between": ["cpu", f"cuda:{i}"], "bandwidth_bytes_per_s": 1e6, "latency_s": 1e-3 * i} for i in range(2)]
+    hardware = Hardware(name="slow host", devices=[*gpus, cpu][::order], links=links)
+    return CostModel(profile(**STORED), hardware, Workload(batch_size=batch), target=target)
+
+
+@pytest.mark.parametrize(("batch", "tokens"), [(1, 31), (1, 32), (4, 7), (4, 8), (1, 512)])
+def test_llama_cpp_copies_experts_for_32_tokens_or_more_if_that_is_quicker(batch: int, tokens: int) -> None:
+    step, copies = Step(tokens, 0), batch * tokens >= OFFLOAD_FROM_TOKENS
+    plain, found = (costs(target, batch=batch) for target in ("torch", "llama.cpp"))
+    there = plain.experts_from_s(0, "cuda:1", "cpu", step)
+    copied = 1e-3 + 600 / 1e6 + plain.block_s("experts", 0, "cuda:1", step)
+    assert copied < there
+    assert found.experts_from_s(0, "cuda:1", "cpu", step) == pytest.approx(copied if copies else there, rel=1e-12)
+    for a, d in (("cpu", "cpu"), ("cpu", "cuda:0"), ("cuda:0", "cuda:0"), ("cuda:0", "cuda:1")):
+        assert found.experts_from_s(0, a, d, step) == plain.experts_from_s(0, a, d, step)
+
+
+def test_llama_cpp_computes_on_the_cpu_what_that_does_quicker() -> None:
+    """8 bytes a token go there and back in half the time that 600 bytes take."""
+    known = costs("torch", bandwidth=1e12)
+    links = [link.replace(bandwidth_bytes_per_s=1e5, latency_s=0) for link in known.hardware.links]
+    quick = known.hardware.replace(links=links, devices=[d.replace(sync_s=0) for d in known.hardware.devices])
+    plain, found = (CostModel(known.profile, quick, known.workload, target=t) for t in ("torch", "llama.cpp"))
+    there = plain.experts_from_s(0, "cuda:0", "cpu", Step(32, 0))
+    assert there < 600 / 1e5
+    assert found.experts_from_s(0, "cuda:0", "cpu", Step(32, 0)) == there
+
+
+@pytest.mark.parametrize("tokens", [1, 31, 32, 512])
+def test_llama_cpp_copies_the_part_of_a_split_layer_that_is_on_the_cpu(tokens: int) -> None:
+    step, plain, found = Step(tokens, 0), costs("torch"), costs("llama.cpp")
+    there = plain.split_experts_s(0, "cuda:0", {"cpu": [0, 1, 2]}, step)
+    copied = 450 / 1e6 + plain.split_experts_s(0, "cuda:0", {"cuda:0": [0, 1, 2]}, step)
+    own = plain.split_experts_s(0, "cuda:0", {"cuda:0": [3]}, step)
+    both = found.split_experts_s(0, "cuda:0", {"cpu": [0, 1, 2], "cuda:0": [3]}, step)
+    if tokens >= OFFLOAD_FROM_TOKENS:
+        assert both == pytest.approx(max(own, min(there, copied)), rel=1e-12)
+        assert copied < there
+    else:
+        assert both == plain.split_experts_s(0, "cuda:0", {"cpu": [0, 1, 2], "cuda:0": [3]}, step)
+
+
+@pytest.mark.parametrize("order", [1, -1])
+@pytest.mark.parametrize("tokens", [1, 512])
+def test_accelerate_computes_what_is_on_the_cpu_on_the_first_gpu(tokens: int, order: int) -> None:
+    """The first of the machine, whatever its number."""
+    step, plain, found = Step(tokens, 9), costs("torch", order=order), costs("accelerate", order=order)
+    first, other = ("cuda:0", "cuda:1")[::order]
+    latency = 1e-3 * int(first[-1])
+    for part, stored in (("embedding", 20), ("attention", 50), ("experts", 600), ("head", 20)):
+        copied = latency + stored / 1e6
+        assert found.block_s(part, 0, "cpu", step) == pytest.approx(copied + plain.block_s(part, 0, first, step))
+        assert found.block_s(part, 0, other, step) == plain.block_s(part, 0, other, step)
+    assert found.hop_s("cpu", first, tokens) == 0
+    assert found.hop_s(other, "cpu", tokens) == found.hop_s(other, first, tokens) == plain.hop_s(other, first, tokens)
+    assert found.experts_from_s(0, first, "cpu", step) == found.block_s("experts", 0, "cpu", step)
+    away = found.experts_from_s(0, other, "cpu", step) - found.block_s("experts", 0, "cpu", step)
+    assert away == pytest.approx(2 * plain.hop_s(other, first, tokens) + plain.sync_s(first))
+    names = ("cpu", "cuda:0", "cuda:1")
+    for a, b, c in product(names, names, names):
+        assert found.hop_s(a, c, tokens) <= found.hop_s(a, b, tokens) + found.hop_s(b, c, tokens) + 1e-15
+
+
+def test_accelerate_copies_its_part_of_a_split_layer() -> None:
+    step, plain, found = Step(512, 0), costs("torch"), costs("accelerate")
+    split = found.split_experts_s(0, "cuda:1", {"cpu": [0], "cuda:1": [1, 2, 3]}, step)
+    copied = 150 / 1e6 + plain.split_experts_s(0, "cuda:1", {"cuda:0": [0]}, step)
+    assert split == pytest.approx(max(copied, plain.split_experts_s(0, "cuda:1", {"cuda:1": [1, 2, 3]}, step)))
+
+
+def test_without_gpus_accelerate_computes_on_the_cpu() -> None:
+    alone = Hardware(name="no card", devices=[CPU])
+    plain, found = (CostModel(profile(), alone, target=target) for target in ("torch", "accelerate"))
+    assert found.block_s("experts", 0, "cpu", Step(512, 0)) == plain.block_s("experts", 0, "cpu", Step(512, 0))

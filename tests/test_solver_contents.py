@@ -66,6 +66,8 @@ def every_contents(problem: Problem, d: int, visits: int | Windows) -> Iterator[
     for held in product(*choices):
         attention, experts, local = (tuple(column) for column in zip(*held, strict=True))
         times = visits if isinstance(visits, int) else visits.visits(attention)
+        if problem.one_run and not isinstance(visits, int) and times > 1:
+            continue
         for embedding, head in product(*ends):
             found = Contents(attention, experts, local, embedding, head, times if any(attention) else 0)
             if found.bytes(problem, d) <= problem.usable[d]:

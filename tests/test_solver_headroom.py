@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 from dataclasses import dataclass
-from itertools import product
+from itertools import pairwise, product
 from typing import Any
 
 import pytest
@@ -13,7 +13,7 @@ from oracle import OBJECTIVES, BruteForce, Oracle, Spots
 from strategies import Instance, random_instance, random_placement
 
 from cost_models import CostModel
-from profiles import InfeasiblePlacement, MoeplanError, Placement
+from profiles import InfeasiblePlacement, MoeplanError, Placement, Workload, load_hardware, load_profile
 from solver import solve
 from solver.assignment import Assignment
 from solver.baselines import hand_plans
@@ -106,7 +106,7 @@ class Everything:
             return max(busy)
         total = math.fsum(tables.time[block] for block in self._blocks(spots))
         stops = (spots.embedding, *spots.attention, spots.head)
-        total += sum(tables.hop[a][b] for a, b in zip(stops, stops[1:], strict=False))
+        total += sum(tables.hop[a][b] for a, b in pairwise(stops))
         return total + sum(
             tables.outside[a][d] for a, d in zip(spots.attention, spots.experts, strict=True) if d is not None
         )
@@ -121,9 +121,11 @@ def best_peer(instance: Instance, options: dict[str, Any]) -> float:
     costs = CostModel(instance.profile, instance.hardware, instance.workload)
     found = [float("inf")]
     for plan in hand_plans(costs).values():
-        whole = all(layer.experts_device in (None, layer.attention) for layer in plan.layers)
+        devices = [(layer.attention, *layer.experts) for layer in plan.layers]
+        most = 1 if options["granularity"] == "layer" else 2
+        allowed = all(len(set(here)) <= most and len(here) <= 2 for here in devices)
         judged = judge(plan, costs, options["objective"])
-        if judged.feasible and (whole or options["granularity"] == "module"):
+        if judged.feasible and allowed:
             found.append(judged.objective_s)
     return min(found)
 
@@ -154,16 +156,12 @@ def check(plan: Placement, everything: Everything, tie_tolerance: float, peer: f
     most = min(best * (1 + tie_tolerance), peer)
     assert plan.objective_s <= most * (1 + ROUNDING)
     assert plan.objective_s <= peer * (1 + 1e-12)
-    surely, maybe = (
-        (
-            max(one.free for one in everything.all if one.seconds <= most * (1 + share))
-            for share in (-ROUNDING, ROUNDING)
-        )
-        if most > best * (1 + 2 * ROUNDING)
-        else (0, max(o.free for o in everything.all if o.seconds <= most * (1 + ROUNDING)))
-    )
+
+    def largest(seconds: float) -> int:
+        return max((one.free for one in everything.all if one.seconds <= seconds), default=0)
+
     free = free_of(plan, everything)
-    assert surely <= free <= maybe
+    assert largest(most * (1 - ROUNDING)) <= free <= largest(most * (1 + ROUNDING))
     as_roomy = min(one.seconds for one in everything.all if one.free >= free)
     assert plan.objective_s <= as_roomy * (1 + ROUNDING)
 
@@ -195,14 +193,25 @@ def test_a_gap_that_was_asked_for_is_kept() -> None:
 
 
 def test_two_cards_share_what_one_could_hold() -> None:
-    """A model that fits one card is spread over both where that costs less than the tolerance."""
-    plans = [solve("qwen3-30b-a3b", "2xA100-80GB,link=nvlink", tie_tolerance=share) for share in (0, 0.01)]
-    frees = [min(held.free_bytes for held in (plan.memory or {}).values()) for plan in plans]
-    assert frees[1] > frees[0] + 10 * 10**9
-    assert all(plan.status == "optimal" for plan in plans)
-    assert plans[0].gap == 0
-    assert 0 < (plans[1].gap or 0) <= 0.01
-    assert plans[1].bound_s == pytest.approx(plans[0].objective_s, rel=ROUNDING)
+    """A model that fits one card is spread over both where the hop between them takes less than is allowed."""
+    costs = CostModel(load_profile("qwen3-30b-a3b"), load_hardware("2xA100-80GB,link=nvlink,ram=512GB"))
+    options: dict[str, Any] = {"objective": "request", "granularity": "module"}
+    problem = build_problem(costs, allowed=Allowed(costs, "torch", None), **options)
+    layers = len(problem.layer_class)
+    plan = Assignment(0, 0, (0,) * layers, (0,) * layers)
+    found = roomiest(problem, plan, round(1.01 * plan.ticks(problem)), Limits(10.0))
+    assert smallest_free(problem, plan) < 12 * 10**9
+    assert smallest_free(problem, found) > 40 * 10**9
+
+
+def test_an_optimal_plan_may_give_up_the_tolerance_for_room() -> None:
+    model, machine = load_profile("llama-4-scout", "q8_0"), "8xRTX4090-16GB,ram=2TB"
+    exact, roomy = (solve(model, machine, Workload(batch_size=16), tie_tolerance=share) for share in (0, 0.001))
+    frees = [min(held.free_bytes for held in (plan.memory or {}).values()) for plan in (exact, roomy)]
+    assert frees[1] > 2 * frees[0]
+    assert (exact.status, exact.gap, roomy.status) == ("optimal", 0, "optimal")
+    assert 0 < (roomy.gap or 0) <= 0.001
+    assert roomy.bound_s == pytest.approx(exact.objective_s, rel=ROUNDING)
 
 
 @pytest.mark.parametrize("target", ["ktransformers", "llama.cpp", "accelerate", "sglang-kt"])
@@ -254,10 +263,9 @@ def test_small_changes_are_weighed_as_a_recount_would(seed: int) -> None:
         ]
         assert after.free == free
         price = layout.price(change, 2**62)
-        touched = {*change.values(), *(layout.where[block] for block in change)}
         if price is not None:
             assert price[1] == after.ticks - layout.ticks
-            assert sorted(after.free[d] for d in touched) > sorted(layout.free[d] for d in touched)
+            assert sorted(after.free) > sorted(layout.free)
         layout = after if rng.random() < 0.5 else layout
 
 

@@ -19,11 +19,13 @@ from solver.assignment import Assignment, Counts, arrange
 from solver.baselines import hand_plans
 from solver.counts import solve_counts
 from solver.evaluate import judge
+from solver.patterns import PatternOutcome
 from solver.problem import Problem, build_problem
 from solver.rules import Allowed
 from solver.search import Limits, Outcome
 
 SOLVE = importlib.import_module("solver.solve")  # `solver.solve` itself is the function
+PORTFOLIO = importlib.import_module("solver.portfolio")
 TIME_LIMIT = 60.0
 """Seconds; no instance here needs more than a few."""
 
@@ -479,16 +481,35 @@ def test_a_rate_without_its_giga_is_slow_but_solved(what: str, objective: Any) -
 # ---- a search that is cut short tells the truth ----
 
 
+MODELS = ("solve_patterns", "solve_counts", "solve_scip_counts", "solve_busiest", "solve_slices", "solve_free_order")
+"""Those that have a time limit of their own."""
+
+
+def blind(monkeypatch: pytest.MonkeyPatch, *models: str) -> None:
+    """As if these models found nothing in time."""
+
+    def nothing(*_: Any, floor: int = 0, **__: Any) -> Outcome:
+        return Outcome("unknown", floor)
+
+    def no_patterns(*_: Any, floor: int = 0) -> PatternOutcome:
+        return PatternOutcome("unknown", floor)
+
+    for model in models:
+        monkeypatch.setattr(PORTFOLIO, model, no_patterns if model == "solve_patterns" else nothing)
+
+
+@pytest.mark.parametrize("with_columns", [True, False])
 @pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize("seed", range(60_000, 60_006))
 def test_without_a_bound_from_the_counts_nothing_false_is_claimed(
-    seed: int, objective: Any, monkeypatch: pytest.MonkeyPatch
+    seed: int, objective: Any, with_columns: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The counts find nothing in time: whatever is still proved must hold."""
+    """The counts find nothing in time, nor perhaps the columns: whatever is still proved must hold."""
     instance = random_instance(random.Random(seed), layers=(2, 3), gpus=(2, 2), loose=True)
     options = {"objective": objective, "granularity": "module"}
-    monkeypatch.setattr(SOLVE, "solve_patterns", lambda *_: None, raising=False)
-    monkeypatch.setattr(SOLVE, "solve_counts", lambda *_, **__: Outcome("unknown", 0))
+    blind(monkeypatch, "solve_patterns", "solve_counts", "solve_scip_counts", "solve_busiest")
+    if not with_columns:
+        monkeypatch.setattr(PORTFOLIO.ColumnSearch, "start", lambda *_: 0)
     plan, best = plan_of(instance, **options), brute_force(instance, options).best()
     assert best is not None
     assert plan.bound_s is not None
@@ -498,12 +519,9 @@ def test_without_a_bound_from_the_counts_nothing_false_is_claimed(
 
 
 def test_nothing_found_in_time_is_not_a_proof(monkeypatch: pytest.MonkeyPatch) -> None:
-    def nothing(*_: Any, **__: Any) -> Outcome:
-        return Outcome("unknown", 0)
-
-    monkeypatch.setattr(SOLVE, "solve_patterns", lambda *_: None, raising=False)
-    monkeypatch.setattr(SOLVE, "solve_counts", nothing)
-    monkeypatch.setattr(SOLVE, "solve_slices", nothing)
+    """No model finds anything, and no experts are found for any walk."""
+    blind(monkeypatch, *MODELS)
+    monkeypatch.setattr(PORTFOLIO, "fill", lambda *_, **__: None)
     monkeypatch.setattr(SOLVE, "hand_plans", lambda _: {})
     with pytest.raises(InfeasiblePlacement, match="time_limit") as problem:
         solve(MODEL, CARD)

@@ -6,10 +6,16 @@ import random
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import combinations, pairwise, permutations, product
+from typing import Any
 
+import numpy as np
 import pytest
+from strategies import random_instance
 from tiny_problems import Plans, every_plan, problems, random_problem, turns_problem
 
+from cost_models import CostModel
+from profiles import InfeasiblePlacement
+from solver import solve
 from solver.assignment import Assignment
 from solver.columns import ColumnSearch
 from solver.contents import Contents
@@ -20,7 +26,8 @@ from solver.free_order import solve_free_order
 from solver.paths import AwayPrices, away_prices, walks
 from solver.patterns import groups_of, patterns_on, solve_patterns
 from solver.polish import Stretches, polish
-from solver.problem import Problem
+from solver.problem import Problem, build_problem
+from solver.rules import Allowed
 from solver.search import Limits
 from solver.slices import solve_slices
 from solver.walk import Walk
@@ -333,3 +340,54 @@ def test_every_model_keeps_the_devices_in_order(batch: int) -> None:
             assert isinstance(slices.assignment, Assignment)
             assert slices.assignment.ticks(problem) == slices.bound == plans.least
     assert ordered >= 10
+
+
+def obeys(attention: list[str], pins: dict[str, Any]) -> bool:
+    """Layers on a device that is `last` have only such behind them, those on one that is `first` only such before."""
+    last, first = ({d for d, words in pins.items() if word in words} for word in ("last", "first"))
+    return all((a not in last or b in last) and (b not in first or a in first) for a, b in combinations(attention, 2))
+
+
+@pytest.mark.parametrize("seed", range(8_000, 8_040))
+def test_pinned_first_and_last_as_well_as_can_be(seed: int) -> None:
+    """Every placement tried, those kept that are in order; the words are looked at anew here."""
+    rng = random.Random(seed)
+    instance = random_instance(rng, layers=(2, 4), gpus=(1, 2))
+    costs = CostModel(instance.profile, instance.hardware, instance.workload)
+    names = list(costs.device)
+    pins: dict[str, Any] = {rng.choice(names): rng.choice(("last", "first"))}
+    if rng.random() < 0.5:
+        pins[rng.choice(names)] = rng.choice(("last", "first", ["attention", "experts", "head", "last"]))
+    objective: Any = ("request", "decode", "prefill")[seed % 3]
+    granularity: Any = ("module", "layer")[seed // 3 % 2]
+    free = build_problem(
+        costs, objective=objective, granularity=granularity, allowed=Allowed(costs, "torch", without_order(pins))
+    )
+    plans = every_plan(free)
+    kept = [obeys([names[a] for a in row], pins) for row in plans.attention]
+    best = plans.where(np.array(kept, dtype=bool)).least
+    options = {"pins": pins, "objective": objective, "granularity": granularity, "tie_tolerance": 0.0}
+    question = (instance.profile, instance.hardware, instance.workload)
+    if best is None:
+        with pytest.raises(InfeasiblePlacement) as refused:
+            solve(*question, time_limit=60.0, **options)
+        assert refused.value.proven
+        return
+    plan = solve(*question, time_limit=60.0, **options)
+    assert plan.status == "optimal"
+    assert obeys([layer.attention for layer in plan.layers], pins)
+    off = (4 * len(plan.layers) + 4) * free.tick_s
+    assert plan.objective_s == pytest.approx(best * free.tick_s, rel=1e-9, abs=off)
+
+
+def without_order(pins: dict[str, Any]) -> dict[str, Any]:
+    """Only what they say of kinds of blocks."""
+    return {d: [word for word in words if word != "last"] for d, words in pins.items() if isinstance(words, list)}
+
+
+def test_a_layer_pinned_away_amid_others_moves_whole() -> None:
+    """No run of layers on each device obeys these pins; a walk to and fro does."""
+    pins = {"layers.0-2": "cuda:0", "layers.3.experts": "cpu", "layers.4-26": "cuda:0"}
+    plan = solve("deepseek-v2-lite", "1xA100-80GB,ram=64GB", granularity="layer", pins=pins)
+    assert plan.status == "optimal"
+    assert [i for i, layer in enumerate(plan.layers) if layer.attention == "cpu"] == [3]
