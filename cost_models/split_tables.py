@@ -69,7 +69,8 @@ def _of_step(
         guest = np.min([seconds(g, touched) for g in guests], axis=0) if guests else np.zeros(count + 1)
         e, n = np.mgrid[: count + 1, : count + 1]
         rest = np.maximum(0, count - e - n)
-        return np.maximum(np.maximum(own[e], cpu[n]), guest[-(-rest // max(1, len(guests)))])
+        slowest: Floats = np.maximum(np.maximum(own[e], cpu[n]), guest[-(-rest // max(1, len(guests)))])
+        return slowest
     one_draw = tokens == 1 and experts.frequencies is None
     most = experts.active if one_draw else count
     hits = np.arange(most + 1, dtype=float)

@@ -115,6 +115,10 @@ def solve(
     tie_tolerance: Annotated[
         float, typer.Option(help="of plans this close to the best, as a share, take the one with most memory left")
     ] = 0.001,
+    robust: Annotated[
+        float, typer.Option(help="share by which some blocks on each device may turn out larger in weights")
+    ] = 0.0,
+    robust_blocks: Annotated[int, typer.Option(help="how many blocks on each device may, all at once")] = 3,
     workers: Annotated[int | None, typer.Option(help="threads [default: 1]")] = None,
     seed: Annotated[int, typer.Option(help="of the search")] = 0,
     as_json: AsJson = False,
@@ -124,7 +128,7 @@ def solve(
     options: dict[str, Any] = {
         "safety_margin": safety_margin, "granularity": granularity, "objective": objective, "target": target,
         "pins": _pins(pin or []), "time_limit": time_limit, "relative_gap": relative_gap,
-        "tie_tolerance": tie_tolerance, "workers": workers,
+        "tie_tolerance": tie_tolerance, "robust": robust, "robust_blocks": robust_blocks, "workers": workers,
         "seed": seed,
     }  # fmt: skip
     request = workload(prompt_tokens, generated_tokens, batch_size, context_tokens, prefill_chunk)

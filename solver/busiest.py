@@ -1,8 +1,8 @@
 """The model for throughput: how many attentions and experts each device holds, so that the busiest has least to do.
 
 Hops and hand-overs are nobody's work, so neither the order of layers nor which experts belong to which attention
-matters: numbers by class and device say everything, and the model is exact. Interchangeable devices are ordered by their
-work.
+matters: numbers by class and device say everything, and the model is exact. Interchangeable devices are ordered by
+their work.
 """
 
 from __future__ import annotations
@@ -89,9 +89,9 @@ def _load(
 ) -> cp_model.LinearExpr:
     held = []
     for c, (kind, n) in enumerate(zip(problem.classes, problem.class_sizes, strict=True)):
-        held.append(Held(kind.attention.bytes[d], kind.attention.workspace, attention[c, d], n))
+        held.append(Held.of(kind.attention, d, attention[c, d], n))
         if kind.experts is not None:
-            held.append(Held(kind.experts.bytes[d], kind.experts.workspace, experts[c, d], n))
+            held.append(Held.of(kind.experts, d, experts[c, d], n))
     return load_on(problem, cp, d, ends[0][d], ends[1][d], held)
 
 

@@ -52,7 +52,7 @@ class Priced:
 
 @dataclass(frozen=True)
 class _Node:
-    """A part of all placements: those whose numbers between cards lie in `ranges`. `values` solve its linear program."""
+    """A part of all placements: those whose numbers between cards lie in `ranges`; `values` solve its program."""
 
     bound: int
     ranges: Ranges
@@ -239,7 +239,7 @@ class _Master:
         self.columns: list[tuple[int, Contents, pywraplp.Variable]] = []
         self.between = {item.name: self._variable(item.ticks, item.rows) for item in network.between}
         self._restricted: set[Row] = set()
-        # Rows may be missed at a price, so that there always is a solution; it bounds the duals, and no bound counts it.
+        # Rows may be missed at a price, so that there always is a solution; it bounds the duals, no bound counts it.
         for row, (_, most) in network.limits.items():
             for sign in (1,) if most == UNLIMITED else (1, -1):
                 self._variable(network.highest_price, {row: sign})

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from solver.assignment import Assignment
-from solver.deviations import Block, levels, spare_bytes
+from solver.deviations import Block, nominal, spare_bytes
 from solver.problem import LayerClass, Problem
 from solver.windows import Windows
 
@@ -139,7 +139,7 @@ class Knapsack:
 
     def __init__(self, problem: Problem, device: int) -> None:
         self.problem, self.device = problem, device
-        self._levels = [level for nominal in levels(problem, device) for level in _levels(nominal, device)]
+        self._levels = [level for one in nominal(problem, device) for level in _levels(one, device)]
 
     def best(self, prices: Prices, visits: int = 1) -> tuple[int, Contents]:
         """The most that contents of this device can earn, and contents that do (where lists were thinned, that earn

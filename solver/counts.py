@@ -191,9 +191,9 @@ def _load(model: CountsModel, d: int) -> cp_model.LinearExpr:
     problem = model.problem
     held = []
     for c, (kind, n) in enumerate(zip(problem.classes, problem.class_sizes, strict=True)):
-        held.append(Held(kind.attention.bytes[d], kind.attention.workspace, model.attention[c, d], n))
+        held.append(Held.of(kind.attention, d, model.attention[c, d], n))
         if kind.experts is not None:
-            held.append(Held(kind.experts.bytes[d], kind.experts.workspace, model.experts_on(c, d), n))
+            held.append(Held.of(kind.experts, d, model.experts_on(c, d), n))
     to_cpu = {c: var for (c, a, e), var in model.experts.items() if (a, e) == (d, problem.cpu)}
     return load_on(problem, model.cp, d, model.embedding[d], model.head[d], held, to_cpu)
 

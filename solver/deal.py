@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from solver.deviations import reserve
 from solver.problem import ExpertsCosts, Problem
 from solver.walk import Walk
 
@@ -108,7 +109,8 @@ class Deal:
 
     def _compute(self, d: int, counts: tuple[int, ...], ends: int, inviting: bool, most_near: int) -> _Hand:
         problem = self.problem
-        room, workspace, ticks, barred = problem.usable[d], 0, 0, 0
+        room = problem.usable[d] - reserve(problem, d, bool(ends & 1), bool(ends & 2))
+        workspace, ticks, barred = 0, 0, 0
         for bit, block in ((1, problem.embedding), (2, problem.head)):
             if ends & bit:
                 room -= block.bytes[d]
@@ -189,7 +191,8 @@ class Deal:
         return max(0, local), max(0, guest), x.bytes[d]
 
     def _room_of_guests(self, d: int) -> int:
-        return self.problem.usable[d] - max((x.workspace for x in self.experts.values() if x.allowed[d]), default=0)
+        workspace = max((x.workspace for x in self.experts.values() if x.allowed[d]), default=0)
+        return self.problem.usable[d] - reserve(self.problem, d, embedding=False, head=False) - workspace
 
     def _seat(
         self, left: list[tuple[bool, int, int, int]], rooms: dict[int, int], invited: dict[tuple[int, int], int]

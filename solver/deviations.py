@@ -47,7 +47,7 @@ def reserve(problem: Problem, device: int, embedding: bool = True, head: bool = 
     return spare_bytes(problem, device, held)
 
 
-def levels(problem: Problem, device: int) -> list[Problem]:
+def nominal(problem: Problem, device: int) -> list[Problem]:
     """Problems without deviations: what has room on `device` in `problem` has room there in one of these; and the other
     way round, unless z were rounded together."""
     if problem.robust is None:

@@ -93,10 +93,10 @@ def _load(
     for c, (kind, n) in enumerate(zip(problem.classes, problem.class_sizes, strict=True)):
         attention = kind.attention
         here = cp.new_constant(layers[c, d])
-        held.append(Held(attention.bytes[d], attention.workspace, here, n))
+        held.append(Held.of(attention, d, here, n))
         if kind.experts is not None:
             number = total((1, var) for (k, _, e), var in moved.items() if (k, e) == (c, d))
-            held.append(Held(kind.experts.bytes[d], kind.experts.workspace, number, n))
+            held.append(Held.of(kind.experts, d, number, n))
     embedding, head = (cp.new_constant(end == d) for end in (walk.embedding, walk.head))
     to_cpu = {c: var for (c, a, e), var in moved.items() if (a, e) == (d, problem.cpu)}
     return load_on(problem, cp, d, embedding, head, held, to_cpu)

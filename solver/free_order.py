@@ -128,10 +128,10 @@ def _load(problem: Problem, cp: cp_model.CpModel, choices: _Choices, d: int) -> 
     to_cpu: dict[int, cp_model.LinearExpr] = {}
     for i, c in enumerate(problem.layer_class):
         attention, experts = problem.classes[c].attention, problem.classes[c].experts
-        held.append(Held(attention.bytes[d], attention.workspace, choices.attention[i][d], 1))
+        held.append(Held.of(attention, d, choices.attention[i][d], 1))
         if experts is not None:
             here = total((1, choices.pair[i, a, d]) for a in range(len(problem.devices)))
-            held.append(Held(experts.bytes[d], experts.workspace, here, 1))
+            held.append(Held.of(experts, d, here, 1))
             to_cpu[c] = to_cpu.get(c, 0) + choices.pair[i, d, problem.cpu]
     return load_on(problem, cp, d, choices.embedding[d], choices.head[d], held, to_cpu)
 

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from solver.contents import Contents, Integers, Knapsack, Prices
+from solver.deviations import nominal
 from solver.problem import ExpertsCosts, Problem
 from solver.windows import Windows
 
@@ -32,6 +33,9 @@ class InterleavedKnapsack:
         self._sets = [(1, self._fitting(windows.one))]
         if not problem.one_run and windows.two is not None:
             self._sets.append((2, self._fitting(windows.two)))
+        self._nominal = [self]
+        if problem.robust is not None:
+            self._nominal = [InterleavedKnapsack(one, device, windows) for one in nominal(problem, device)]
 
     @staticmethod
     def suits(problem: Problem, device: int, windows: Windows) -> bool:
@@ -57,9 +61,10 @@ class InterleavedKnapsack:
         # What no windows of the sets make up needs one visit more, or cannot be: then a card without attention is left.
         highest = 0 if self.problem.one_run else self._sets[-1][0] + 1
         best = self._rest.best(prices, highest)
-        for visits, vectors in self._sets:
-            if len(vectors):
-                best = max(best, self._of(vectors, visits, prices), key=lambda found: found[0])
+        for one in self._nominal:
+            for visits, vectors in one._sets:
+                if len(vectors):
+                    best = max(best, one._of(vectors, visits, prices), key=lambda found: found[0])
         value, contents = best
         visits = self.windows.visits(contents.attention)
         if visits == contents.visits:

@@ -42,10 +42,7 @@ def load_on(
     `sent[c]` layers of class c with their attention here have their experts on the CPU, for which a target may keep a
     buffer here.
     """
-    ends = [
-        Held.of(block, device, here, 1)
-        for block, here in ((problem.embedding, embedding), (problem.head, head))
-    ]
+    ends = [Held.of(block, device, here, 1) for block, here in ((problem.embedding, embedding), (problem.head, head))]
     blocks = [*ends, *held]
     workspace = cp.new_int_var(0, max(block.workspace for block in blocks), f"workspace[{device}]")
     load: cp_model.LinearExpr = workspace

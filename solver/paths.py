@@ -15,6 +15,7 @@ from itertools import permutations, product
 import numpy as np
 from numpy.typing import NDArray
 
+from solver.deviations import reserve
 from solver.network import Row
 from solver.problem import Problem
 from solver.walk import Walk
@@ -103,7 +104,7 @@ class SlicePrices:
         problem, g = self.problem, self.g
         counts = [np.maximum(0, prefix[j] - prefix[i]) for prefix in self.prefix]
         ticks = np.zeros(counts[0].shape)
-        room = np.full(counts[0].shape, problem.usable[g] - end_bytes)
+        room = np.full(counts[0].shape, problem.usable[g] - reserve(problem, g) - end_bytes)
         workspace = np.full(counts[0].shape, end_workspace)
         possible = j > i
         for kind, n in zip(problem.classes, counts, strict=True):

@@ -264,9 +264,9 @@ def _single(problem: Problem, cp: cp_model.CpModel, device: int) -> _Cell:
     head = cp.new_int_var(0, int(problem.head.allowed[device]), "")
     blocks = []
     for c, (kind, n) in enumerate(zip(problem.classes, problem.class_sizes, strict=True)):
-        blocks.append(Held(kind.attention.bytes[device], kind.attention.workspace, attention[c], n))
+        blocks.append(Held.of(kind.attention, device, attention[c], n))
         if kind.experts is not None:
-            blocks.append(Held(kind.experts.bytes[device], kind.experts.workspace, held[c], n))
+            blocks.append(Held.of(kind.experts, device, held[c], n))
     cp.add(load_on(problem, cp, device, embedding, head, blocks) <= problem.usable[device])
     return _Cell(device, None, cp.new_constant(1), used, attention, held, local, embedding, head)
 

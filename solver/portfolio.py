@@ -25,6 +25,7 @@ from solver.paths import away_prices, walks
 from solver.patterns import MAX_PATTERNS, Load, solve_patterns, worthwhile
 from solver.polish import polish
 from solver.problem import Problem
+from solver.robust import robust_short
 from solver.scip_counts import solve_scip_counts
 from solver.search import Limits, Outcome
 from solver.slices import solve_slices
@@ -356,10 +357,14 @@ class Portfolio:
             self.incumbent = assignment
 
     def judged(self, plan: Assignment, placement: Placement | None = None) -> Candidate | None:
-        """The plan as evaluated; None if it does not fit."""
+        """The plan as evaluated; None if it does not fit, or leaves no room for deviations."""
         placement = placement or plan.placement(self.problem)
         evaluation = judge(placement, self.costs, self.objective)
-        return Candidate(placement, evaluation) if evaluation.feasible else None
+        if not evaluation.feasible:
+            return None
+        robust = self.problem.robust
+        short = robust is not None and robust_short(placement, self.costs, robust.share, robust.blocks)
+        return None if short else Candidate(placement, evaluation)
 
     def _in_order(self, plan: Assignment) -> bool:
         stops = (*plan.attention, plan.head) if self.ordered.head_in_order else plan.attention

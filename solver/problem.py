@@ -71,7 +71,8 @@ class Problem:
 
     `staging`, where there is any: a GPU keeps a buffer of `staging[c]` bytes as long as it has attention of class c
     whose experts are on the CPU, the largest of those. `main`: a GPU that must hold something. With `one_run` the
-    attention on a device is that of neighbouring layers: the token comes to each device once."""
+    attention on a device is that of neighbouring layers: the token comes to each device once. With `robust` every
+    device keeps room for deviations (`solver/deviations.py`)."""
 
     devices: tuple[str, ...]
     usable: tuple[int, ...]

@@ -11,6 +11,7 @@ from ortools.math_opt.python import mathopt
 from ortools.math_opt.solvers.gscip import gscip_pb2
 
 from solver.assignment import Counts
+from solver.deviations import reserve
 from solver.problem import Problem
 from solver.search import Limits, Status
 
@@ -51,7 +52,8 @@ def solve_scip_counts(problem: Problem, limits: Limits) -> ScipOutcome:
     """How many layers of each class have attention on a and experts on d, in one thread of SCIP.
 
     Each device with attention is entered once and left once, and loops apart from the route are not forbidden, so the
-    optimum is a lower bound over all placements. Buffers of a runtime (`Problem.staging`) are not counted. Not for the
+    optimum is a lower bound over all placements. Buffers of a runtime (`Problem.staging`) are not counted. With
+    `Problem.robust` room is kept for the most that may deviate, which is too much: then it bounds nothing. Not for the
     bottleneck objective.
     """
     model = _counts_variables(problem)
@@ -134,7 +136,7 @@ def _counts_memory(problem: Problem, model: _Counts, d: int) -> None:
         mip.add_linear_constraint(both <= model.embedding[d])
         mip.add_linear_constraint(both <= model.head[d])
         load = load - problem.tied_bytes * share * both
-    mip.add_linear_constraint(load <= problem.usable[d] * share)
+    mip.add_linear_constraint(load <= max(0, problem.usable[d] - reserve(problem, d)) * share)
 
 
 def _counts_route(problem: Problem, model: _Counts) -> None:

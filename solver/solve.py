@@ -15,7 +15,8 @@ from solver.baselines import hand_plans
 from solver.evaluate import Evaluation, judge
 from solver.explain import infeasible, may_fit
 from solver.portfolio import Candidate, Portfolio, ProvedInfeasible
-from solver.problem import Problem, build_problem
+from solver.problem import Problem, Robust, build_problem
+from solver.robust import robust_infeasible
 from solver.rules import Allowed, Pins, breaks, check_target, coarser
 from solver.search import Limits
 from solver.split import SplitSearch
@@ -36,6 +37,8 @@ def solve(
     time_limit: float = 10.0,
     relative_gap: float = 0.0,
     tie_tolerance: float = 0.001,
+    robust: float = 0.0,
+    robust_blocks: int = 3,
     workers: int | None = None,
     seed: int = 0,
 ) -> Placement:
@@ -46,6 +49,8 @@ def solve(
     (about 1e-7 of the objective); `feasible` when the search stopped with a gap. Of plans whose objectives differ by no
     more than `tie_tolerance`, as a share, the one is returned that leaves most memory free on the fullest device
     (`solver/ties.py`; whole experts only): so an `optimal` plan may be that much above `bound_s`, the proved best.
+    With `robust` the plan fits even when any `robust_blocks` of the blocks on each device turn out to have that share
+    more bytes of weights than the profile says; the memory in the plan stays as the profile says.
     The plan was checked by `evaluate`, and no hand rule under the same evaluator is better. Same input and seed give
     the same plan unless the time limit ends the search. Raises InfeasiblePlacement when nothing fits (`proven`) or
     nothing was found in time.
@@ -56,6 +61,7 @@ def solve(
     """
     started = time.perf_counter()
     _check(safety_margin, granularity, objective, time_limit, relative_gap, tie_tolerance, workers, seed)
+    deviations = _robust(robust, robust_blocks)
     check_target(target)
     request: Workload = load_workload(workload)
     costs = CostModel(
@@ -63,7 +69,9 @@ def solve(
     )
     allowed = Allowed(costs, target, pins)
     granularity = coarser(granularity, allowed.finest)
-    problem = build_problem(costs, objective=objective, granularity=granularity, allowed=allowed)
+    if deviations is not None and granularity == "expert":
+        raise MoeplanError(f"robust: {robust:g} needs whole experts; use granularity module or layer")
+    problem = build_problem(costs, objective=objective, granularity=granularity, allowed=allowed, robust=deviations)
     limits = Limits(time_limit, relative_gap=relative_gap, workers=workers or 1, seed=seed)
     streams = costs.target_memory.streams_blocks and costs.hardware.gpus
     kind = SplitSearch if problem.split_experts else StreamSearch if streams else Portfolio
@@ -71,6 +79,8 @@ def solve(
     try:
         search.run(_hand_candidates(costs, allowed, problem))
     except ProvedInfeasible:
+        if deviations is not None:
+            raise robust_infeasible(problem, costs, deviations) from None
         # CP-SAT has been seen to be wrong about it (docs/lab_log.md), so another model is asked.
         if may_fit(problem, costs):
             raise InfeasiblePlacement("no plan found, though some placement fits", proven=False) from None
@@ -173,6 +183,14 @@ def _check(
         raise MoeplanError(f"workers: {workers!r} is not a number of threads; use 1 to 256")
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**31:
         raise MoeplanError(f"seed: {seed!r} is not a seed; use a whole number from 0 to 2147483647")
+
+
+def _robust(share: float, blocks: int) -> Robust | None:
+    """None where nothing deviates."""
+    _share("robust", share)
+    if isinstance(blocks, bool) or not isinstance(blocks, int) or not 1 <= blocks <= 10**6:
+        raise MoeplanError(f"robust_blocks: {blocks!r} is not a number of blocks; use a whole number of at least 1")
+    return Robust(share, blocks) if share else None
 
 
 def _share(name: str, value: float) -> float:

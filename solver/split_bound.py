@@ -8,7 +8,7 @@ Modes are generated where prices ask for them, and the bound is the Lagrangian o
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -24,6 +24,8 @@ Floats = NDArray[np.float64]
 Row = tuple[str | int, ...]
 GB = 1e9
 ROUNDS = 80
+NEAR = 2e-5
+"""Modes that cost so much more than the cheapest, as a share of the whole, are let in as well."""
 
 
 @dataclass(frozen=True)
@@ -38,8 +40,8 @@ class Mode:
 
 @dataclass(frozen=True)
 class SplitBound:
-    """Seconds that no placement beats; the modes that the linear program mixes, as numbers of layers; and whether it has
-    the embedding and the head on the CPU."""
+    """Seconds that no placement beats; the modes that the linear program mixes, as numbers of layers; and whether it
+    has the embedding and the head on the CPU."""
 
     seconds: float
     modes: Mapping[Mode, float]
@@ -172,7 +174,7 @@ class SplitProgram:
     def _variables(self) -> None:
         problem, tick = self.problem, self.problem.tick_s
         hops = [problem.hop[a][b] for a in range(len(problem.devices)) for b in range(len(problem.devices)) if a != b]
-        total = sum(map(max, (b.bytes for b in self._all_experts()))) / GB + 1
+        total = self._most_guests()
         for g, size in self.groups.items():
             lean, full = self._workspace(g)
             usable = problem.usable[g] / GB
@@ -185,17 +187,17 @@ class SplitProgram:
             for h in self.groups:
                 near = 0 if g == h else problem.hop[g][h]
                 if problem.embedding.allowed[g]:
-                    rows = {("room", g): problem.embedding.bytes[g] / GB, ("opens", h): 1.0}
+                    rows: dict[Row, float] = {("room", g): problem.embedding.bytes[g] / GB, ("opens", h): 1.0}
                     self._end("start", (problem.embedding.ticks[g] + near) * tick, rows)
                 if problem.head.allowed[g]:
                     own = problem.head.bytes[g] - problem.tied_bytes
-                    self._end("end", (problem.head.ticks[g] + near) * tick, {("room", g): own / GB, ("closes", h): 1.0})
+                    rows = {("room", g): own / GB, ("closes", h): 1.0}
+                    self._end("end", (problem.head.ticks[g] + near) * tick, rows)
 
-    def _all_experts(self) -> Iterator[_WithBytes]:
-        for c, n in enumerate(self.problem.class_sizes):
-            experts = self.problem.classes[c].experts
-            if experts is not None:
-                yield _WithBytes(tuple(n * b for b in experts.bytes))
+    def _most_guests(self) -> float:
+        """GB of all experts, and more."""
+        sizes = zip(self.problem.classes, self.problem.class_sizes, strict=True)
+        return 1 + sum(n * max(kind.experts.bytes) / GB for kind, n in sizes if kind.experts is not None)
 
     def _other(self, cost: float, most: float, rows: dict[Row, float]) -> None:
         self._variable(cost, rows)
@@ -210,7 +212,7 @@ class SplitProgram:
     def on_cpu(self, end: str) -> bool:
         """Whether the solution has most of this end's block on the CPU."""
         options = zip(self.ends[end], self._end_variables[end], strict=True)
-        return sum(v.solution_value() for (_, rows), v in options if ("room", self.cpu) in rows) > 0.5
+        return bool(sum(v.solution_value() for (_, rows), v in options if ("room", self.cpu) in rows) > 0.5)
 
     def _variable(self, cost: float, rows: Mapping[Row, float]) -> pywraplp.Variable:
         variable = self.lp.NumVar(0, self.lp.infinity(), "")
@@ -278,11 +280,6 @@ class SplitProgram:
         return total - sum(cap * prices[row] for row, cap in self.caps.items())
 
 
-@dataclass(frozen=True)
-class _WithBytes:
-    bytes: tuple[int, ...]
-
-
 def split_bound(tables: SplitTables) -> SplitBound | None:
     """The bound and the modes that reach it; None where the linear program has no solution or GLOP fails."""
     program, best = SplitProgram(tables), 0.0
@@ -305,8 +302,7 @@ def split_bound(tables: SplitTables) -> SplitBound | None:
         on_cpu = {end: program.on_cpu(end) for end in on_cpu}
         if value - best < 2e-5 * value:
             break
-        if not any(
-            [program.add(mode) for (c, _), (cost, mode) in found.items() if cost < least[c] + 1e-3 * value / 60]
-        ):
+        fresh = [program.add(mode) for (c, _), (cost, mode) in found.items() if cost < least[c] + NEAR * value]
+        if not any(fresh):
             break
     return SplitBound(best * (1 - 1e-9), modes, on_cpu["start"], on_cpu["end"])

@@ -55,7 +55,13 @@ class SplitTimes:
     def seconds(self, c: int, a: int, counts: Counts) -> float:
         twins = self.problem.twins
         guests = tuple(sorted((twins[d], n) for d, n in enumerate(counts) if n and d not in (a, self.cpu)))
-        key = (self.costs.layer_class[self._layer[c]], twins[a], counts[a], counts[self.cpu], guests)
+        key: tuple[object, ...] = (
+            self.costs.layer_class[self._layer[c]],
+            twins[a],
+            counts[a],
+            counts[self.cpu],
+            guests,
+        )
         if self.experts(c).frequencies is not None or self.experts(c).expert_weight_bytes is not None:
             key = (*key, a, counts)
         if key not in self._known:

@@ -9,9 +9,9 @@ from itertools import combinations, pairwise, product
 from typing import Any
 
 import pytest
+from hits import split_hits
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from hits import split_hits
 from oracle import Oracle
 
 from cost_models import CostModel, Step
