@@ -192,7 +192,7 @@ def _naive_plan(model: _Naive, solver: cp_model.CpSolver) -> Assignment:
 
 
 def scip_counts(problem: Problem, *, seconds: float, relative_gap: float) -> Run:
-    """`solver/scip_counts.py` by itself: counts whose order is dropped, in one thread of SCIP, laid out in order as well
+    """`solver/scip_counts.py` by itself: counts without order, in one thread of SCIP, laid out in order as well
     as two simple ways can. No symmetry is broken: putting equal devices in order helped some instances and hurt others.
     """
     _check(problem)

@@ -100,7 +100,7 @@ def _drawn(experts: Experts, own: Floats, cpu: Floats, guest: Floats, bins: int)
 
 
 def _fullest(ways: Floats, k: int, bins: int) -> Floats:
-    """`[n, r, t]`: ways to hit r of n experts, spread evenly over `bins`, so that the fullest bin has exactly t hits."""
+    """`[n, r, t]`: ways to hit r of n experts, spread evenly over `bins`, so that the fullest has exactly t hits."""
     count = len(ways) - 1
     at_most = np.zeros((count + 1, k + 1, k + 1))
     size, more = np.arange(count + 1) // bins, np.arange(count + 1) % bins

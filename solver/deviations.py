@@ -2,8 +2,8 @@
 
 A device keeps the sum of its so many largest deviations free (Bertsimas and Sim, Operations Research 2004). That sum is
 the least of blocks * z + Σ max(0, deviation - z) over every z that is 0 or one of the deviations. So a device has room
-exactly if, for one such z, it has room in a problem without deviations: with blocks * z bytes less, and with every block
-larger by max(0, deviation - z).
+exactly if, for one such z, it has room in a problem without deviations: with blocks * z bytes less, and with every
+block larger by max(0, deviation - z).
 """
 
 from __future__ import annotations
@@ -45,6 +45,12 @@ def reserve(problem: Problem, device: int, embedding: bool = True, head: bool = 
         if kind.experts is not None:
             held.append((kind.experts, n * kind.experts.allowed[device]))
     return spare_bytes(problem, device, held)
+
+
+def reserved(problem: Problem) -> Problem:
+    """A problem without deviations whose plans all fit in `problem`, which has more of them."""
+    usable = tuple(max(0, n - reserve(problem, d)) for d, n in enumerate(problem.usable))
+    return replace(problem, robust=None, usable=usable)
 
 
 def nominal(problem: Problem, device: int) -> list[Problem]:

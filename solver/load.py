@@ -13,8 +13,8 @@ from solver.problem import Problem, Robust
 
 @dataclass(frozen=True)
 class Held:
-    """`number` equal blocks, at most `most`, of `n_bytes` each on a device, needing `workspace` if there is any; each may
-    turn out larger by its `deviation`."""
+    """`number` equal blocks, at most `most`, of `n_bytes` each on a device, needing `workspace` if there is any; each
+    may turn out larger by its `deviation`."""
 
     n_bytes: int
     workspace: int

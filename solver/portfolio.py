@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
@@ -17,6 +18,7 @@ from solver.columns import ColumnSearch
 from solver.contents import contents_of
 from solver.counts import solve_counts
 from solver.deal import Deal
+from solver.deviations import reserved
 from solver.evaluate import Evaluation, judge
 from solver.fill import fill
 from solver.free_order import is_small, solve_free_order
@@ -34,11 +36,15 @@ from solver.walk import Walk
 
 STEPS = 1000
 """Steps of polishing a walk; more hardly ever find more."""
+CROWD = 10
+"""Devices that so many steps are enough for; more devices get as many times more."""
 FEW_PATTERNS = 40
 """So many patterns are solved in no time, so they come before anything that is slow."""
 FILL_WORK = 0.1
 NO_CEILING = 2**62
-UNORDERED_SHARE = 0.7
+RESERVED_SHARE = 0.4
+"""Share of the time for plans that keep too much free for deviations."""
+UNORDERED_SHARE = 0.5
 """Share of the time for the search without a target's order of devices."""
 ROUNDS_PER_SECOND = 20
 """Linear programs of the branching for each second of the time limit: about a fifth of it on two slow cores. All shares
@@ -89,12 +95,14 @@ class Portfolio:
         for placement in rules:
             self._offer(Assignment.of(placement, self.problem), placement)
         self.peer = self.best
+        if self.problem.robust is not None and self.ordered is self.problem:
+            self._by_reserved()
         if self.problem.bottleneck:
             self._by_busiest()
             return
         if self.problem.unordered is not None:
             self._by_unordered(self.problem.unordered)
-        else:
+        if not self.closed:
             self._by_cards()
         if not self.closed:
             slices = solve_slices(self.problem, self._limits(0.1), floor=self.bound, hint=self.incumbent)
@@ -143,6 +151,15 @@ class Portfolio:
             if self.problem.one_run:
                 self._raise_bound(slices.status, slices.bound)
             self._offer(slices.assignment)
+
+    def _by_reserved(self) -> None:
+        """Plans that keep free on every device the most that could deviate there: easier to find, and hardly worse."""
+        limits = replace(self.limits, seconds=RESERVED_SHARE * self.limits.seconds)
+        until = min(self.deadline, time.perf_counter() + limits.seconds)
+        search = Portfolio(reserved(self.problem), self.costs, self.objective, limits, until)
+        with suppress(ProvedInfeasible):
+            search.run([])
+        self._offer(search.incumbent)
 
     def _by_unordered(self, loose: Problem) -> None:
         """As if equal cards could be visited in any order, which is easier as it does not matter which is which: its
@@ -193,6 +210,9 @@ class Portfolio:
         self._dived(columns)
         if not self.closed:
             rounds = math.ceil(ROUNDS_PER_SECOND * min(self.limits.seconds, 10))
+            if self.problem.unordered is not None:
+                # Equal cards in an order are groups of one each: a round takes longer, and the bound without order is known.
+                rounds = math.ceil(rounds / 5)
             self.bound = max(self.bound, columns.improve(self._enough, rounds, self.deadline))
         self._by_patterns(columns, deal, MAX_PATTERNS)
 
@@ -239,7 +259,7 @@ class Portfolio:
             start, held = start.renamed(names), {names[d]: experts for d, experts in held.items()}
         self._filled(start, held)
         if not self.closed:
-            self._filled(self._polish(start, Deal(self.problem, held)), held)
+            self._filled(self._polish(start, Deal(self.problem, held), steps=2 * STEPS), held)
 
     def _walks(self, columns: ColumnSearch, deal: Deal) -> list[Walk]:
         """Contiguous walks at the columns' prices, the most promising ones first."""
@@ -251,7 +271,7 @@ class Portfolio:
 
     def _polished(self, starts: list[Walk], deal: Deal) -> None:
         better: dict[Walk, int] = {}
-        for walk in starts:
+        for walk in starts if len(self.problem.devices) <= CROWD else starts[:1]:
             if not self.closed and time.perf_counter() < self.deadline:
                 found = self._polish(walk, deal)
                 better[found] = deal.of(found)
@@ -261,7 +281,8 @@ class Portfolio:
 
     def _polish(self, walk: Walk, deal: Deal, steps: int = STEPS) -> Walk:
         start = walk if self.ordered is self.problem else walk.renamed(self._names(walk))
-        return polish(self.ordered, start, deal, steps=steps, seed=self.limits.seed)
+        crowd = max(1, len(self.problem.devices) // CROWD)
+        return polish(self.ordered, start, deal, steps=steps * crowd, seed=self.limits.seed)
 
     def _names(self, walk: Walk) -> dict[int, int]:
         """New names for the cards of a walk, in the order in which they have to be visited."""
