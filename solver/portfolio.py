@@ -211,7 +211,7 @@ class Portfolio:
         if not self.closed:
             rounds = math.ceil(ROUNDS_PER_SECOND * min(self.limits.seconds, 10))
             if self.problem.unordered is not None:
-                # Equal cards in an order are groups of one each: a round takes longer, and the bound without order is known.
+                # Equal cards in order are groups of one: a round takes longer, and the bound without order is known.
                 rounds = math.ceil(rounds / 5)
             self.bound = max(self.bound, columns.improve(self._enough, rounds, self.deadline))
         self._by_patterns(columns, deal, MAX_PATTERNS)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import random
-from dataclasses import dataclass
-from itertools import pairwise, product
 from typing import Any
 
 import pytest
-from oracle import OBJECTIVES, BruteForce, Oracle, Spots
+from everything import Everything, options_of
+from oracle import Oracle
 from strategies import Instance, random_instance, random_placement
 
 from cost_models import CostModel
@@ -29,87 +27,11 @@ ROUNDING = 1e-6
 """Share of the objective that ticks may miss, with much to spare."""
 
 
-def options_of(seed: int) -> dict[str, Any]:
-    return {"objective": OBJECTIVES[seed % 4], "granularity": ("module", "layer")[seed // 4 % 2]}
-
-
 def plan_or_none(instance: Instance, **options: Any) -> Placement | None:
     try:
         return solve(instance.profile, instance.hardware, instance.workload, time_limit=TIME_LIMIT, **options)
     except InfeasiblePlacement:
         return None
-
-
-@dataclass(frozen=True)
-class One:
-    """A placement that fits: its objective, and bytes left on the fullest device that could hold something."""
-
-    seconds: float
-    free: int
-
-
-class Everything:
-    """All placements of a tiny instance that fit."""
-
-    def __init__(self, instance: Instance, options: dict[str, Any]) -> None:
-        self.oracle = Oracle(instance.profile, instance.hardware, instance.workload)
-        self.options, self.instance = options, instance
-        self.tables = BruteForce(self.oracle, options["objective"])
-        self.all = list(self._all())
-
-    def _all(self) -> Any:
-        layers = self.instance.profile.layers
-        dense = [layer.experts is None for layer in layers]
-        devices = range(len(self.oracle.names))
-        where = [devices if not d and self.options["granularity"] == "module" else (None,) for d in dense]
-        for embedding, head, *homes in product(devices, repeat=2 + len(layers)):
-            for apart in product(*where):
-                experts = [None if d else a if x is None else x for d, a, x in zip(dense, homes, apart, strict=True)]
-                yield from self._weighed(Spots(embedding, head, tuple(homes), tuple(experts)))
-
-    def _weighed(self, spots: Spots) -> Any:
-        used = self._used(spots)
-        if all(n <= usable for n, usable in zip(used, self.tables.usable, strict=True)):
-            free = min(self.tables.usable[d] - used[d] for d in self.counted)
-            yield One(self._seconds(spots), free)
-
-    def _blocks(self, spots: Spots) -> list[tuple[str, int, int]]:
-        found = [("embedding", 0, spots.embedding), ("head", 0, spots.head)]
-        for i, (a, d) in enumerate(zip(spots.attention, spots.experts, strict=True)):
-            found += [("attention", i, a), *([("experts", i, d)] if d is not None else [])]
-        return found
-
-    def _used(self, spots: Spots) -> list[int]:
-        stays, largest = [0] * len(self.oracle.names), [0] * len(self.oracle.names)
-        for part, layer, d in self._blocks(spots):
-            stays[d] += self.tables.stays[part, layer, d]
-            largest[d] = max(largest[d], self.oracle.workspace(part, layer))
-        if spots.embedding == spots.head:
-            stays[spots.head] -= self.instance.profile.tied_bytes
-        return [a + b for a, b in zip(stays, largest, strict=True)]
-
-    @property
-    def counted(self) -> list[int]:
-        usable, tables = self.tables.usable, self.tables
-        return [
-            d
-            for d in tables.devices
-            if any(tables.stays[part, i, d] + self.oracle.workspace(part, i) <= usable[d] for part, i in tables.blocks)
-        ]
-
-    def _seconds(self, spots: Spots) -> float:
-        tables = self.tables
-        if self.options["objective"] == "throughput":
-            busy = [0.0] * len(self.oracle.names)
-            for part, layer, d in self._blocks(spots):
-                busy[d] += tables.time[part, layer, d]
-            return max(busy)
-        total = math.fsum(tables.time[block] for block in self._blocks(spots))
-        stops = (spots.embedding, *spots.attention, spots.head)
-        total += sum(tables.hop[a][b] for a, b in pairwise(stops))
-        return total + sum(
-            tables.outside[a][d] for a, d in zip(spots.attention, spots.experts, strict=True) if d is not None
-        )
 
 
 def free_of(plan: Placement, everything: Everything) -> int:
