@@ -25,8 +25,8 @@ from solver.walk import Walk
 WHOLE_SHARE = 0.5
 """Share of the time for plans of whole blocks where splitting is not seen to beat them all."""
 MOST_WALKS = 60
-FILLED = 4
-TUNED = 2
+FILLED = 6
+TUNED = 3
 """So many of the best plans are tuned: more and fewer experts beside attention, as factors."""
 FACTORS = (0.8, 0.9, 0.95, 1.05, 1.1, 1.2)
 
@@ -63,10 +63,11 @@ class SplitSearch:
             self.bound_s = fractional_bound(self.problem) * self.problem.tick_s / sequences
         else:
             tables = SplitTables(self.problem, self.costs, _by_tokens(objective_steps(self.costs, self.objective)))
-            bound = split_bound(tables)
-            if bound is not None:
-                self.bound_s = bound.seconds
-                self._from_modes(bound, tables, whole)
+            bounds = [bound for charged in (True, False) if (bound := split_bound(tables, charged=charged)) is not None]
+            self.bound_s = max((bound.seconds for bound in bounds), default=0.0)
+            planner = Planner(self.problem, SplitTimes(self.problem, self.costs, tables.steps))
+            for bound in reversed(bounds):
+                self._from_modes(bound, planner, whole)
         if self.best is not None and self.best.seconds > self.whole_bound_s:
             # Whole blocks may still be better than what was found: never return less than they give.
             self._whole(rules, math.ceil(self.best.seconds / self.problem.tick_s))
@@ -104,9 +105,10 @@ class SplitSearch:
 
     # ---- plans from modes ----
 
-    def _from_modes(self, bound: SplitBound, tables: SplitTables, whole: Walk | None) -> None:
+    def _from_modes(self, bound: SplitBound, planner: Planner, whole: Walk | None) -> None:
         """Plans from walks as the bound has them, the best of them with other ends, and tuned."""
-        planner = Planner(self.problem, SplitTimes(self.problem, self.costs, tables.steps))
+        if self.closed:
+            return
         walks = dict.fromkeys([*walks_of(self.problem, bound), *([whole] if whole is not None else [])])
         found = self._filled(
             planner, [self._dealt(planner, walk, bound.modes) for walk in self._in_time(walks, planner)]

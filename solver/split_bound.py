@@ -125,7 +125,8 @@ class SplitTables:
 class SplitProgram:
     """The linear program over modes."""
 
-    def __init__(self, tables: SplitTables) -> None:
+    def __init__(self, tables: SplitTables, charged: bool) -> None:
+        self.charged = charged
         self.tables, self.problem = tables, tables.problem
         self.groups, self.cpu = tables.groups, tables.cpu
         self.gpus = [g for g in self.groups if g != self.cpu]
@@ -145,7 +146,7 @@ class SplitProgram:
     def _rows(self) -> None:
         problem = self.problem
         for g, size in self.groups.items():
-            lean, _ = self._workspace(g)
+            lean = self._workspace(g)[0]
             usable = problem.usable[g] / GB
             self._at_most(("room", g), size * max(0.0, usable - lean))
             self._at_most(("experts", g), 0.0)
@@ -154,6 +155,7 @@ class SplitProgram:
             self._at_most(("closes", g), 0.0)
         self._at_most(("pool",), 0.0)
         self._at_most(("hops",), 1.0)
+        self._at_most(("some",), -1.0 if self.charged else 0.0)
         self.demand = [self.lp.Constraint(n, n) for n in problem.class_sizes]
         self.chosen = {end: self.lp.Constraint(1, 1) for end in self.ends}
 
@@ -161,13 +163,14 @@ class SplitProgram:
         self.rows[row] = self.lp.Constraint(-self.lp.infinity(), cap)
         self.caps[row] = cap
 
-    def _workspace(self, g: int) -> tuple[float, float]:
-        """GB that a card of group g needs at least while it runs, without and with experts on it."""
+    def _workspace(self, g: int) -> tuple[float, float, float]:
+        """GB that a card of group g needs at least while it runs: whatever is on it, with experts, with attention."""
         attention = [kind.attention.workspace for kind in self.problem.classes if kind.attention.allowed[g]]
         experts = [k.experts.workspace for k in self.problem.classes if k.experts is not None and k.experts.allowed[g]]
         full = min(experts, default=0)
         lean = min([full, *attention] if experts else attention, default=0)
-        return lean / GB, full / GB
+        used = max(lean, min(attention, default=0)) if self.charged else lean
+        return lean / GB, full / GB, used / GB
 
     # ---- variables ----
 
@@ -176,10 +179,13 @@ class SplitProgram:
         hops = [problem.hop[a][b] for a in range(len(problem.devices)) for b in range(len(problem.devices)) if a != b]
         total = self._most_guests()
         for g, size in self.groups.items():
-            lean, full = self._workspace(g)
+            lean, full, used = self._workspace(g)
             usable = problem.usable[g] / GB
             self._other(0.0, size, {("experts", g): -max(0.0, usable - full), ("room", g): full - lean})
-            self._other(0.0, size, {("cards", g): -max(0.0, usable - lean), ("hops",): 1.0})
+            # A card with experts has paid for theirs already.
+            extra = max(0.0, used - full) if self.charged else 0.0
+            more: dict[Row, float] = {("cards", g): -max(0.0, usable - used), ("room", g): extra}
+            self._other(0.0, size, {**more, ("hops",): 1.0, ("some",): -1.0})
             if g != self.cpu:
                 self._other(0.0, total, {("pool",): -1.0, ("room", g): 1.0, ("experts", g): 1.0})
         self._other(min(hops, default=0) * tick, len(problem.devices), {("hops",): -1.0})
@@ -280,9 +286,13 @@ class SplitProgram:
         return total - sum(cap * prices[row] for row, cap in self.caps.items())
 
 
-def split_bound(tables: SplitTables) -> SplitBound | None:
-    """The bound and the modes that reach it; None where the linear program has no solution or GLOP fails."""
-    program, best = SplitProgram(tables), 0.0
+def split_bound(tables: SplitTables, *, charged: bool = True) -> SplitBound | None:
+    """The bound and the modes that reach it; None where the linear program has no solution or GLOP fails.
+
+    `charged`: cards with attention keep its workspace. That gives the better bound; but as the program uses fractions of
+    a card it then has few experts beside their attention, and plans are often better without.
+    """
+    program, best = SplitProgram(tables, charged), 0.0
     for c, g in tables.kinds:
         last = len(tables.kinds[c, g].seconds) - 1
         for e, n in {(last, 0), (0, last), divmod(int(np.argmin(tables.kinds[c, g].seconds)), last + 1)}:

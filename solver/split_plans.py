@@ -204,7 +204,7 @@ class Planner:
                 here = plan.counts[i]
                 assert here is not None
                 n = min(here[self.cpu], left[d] // (self._one(i) + 1))
-                for some in {n, 1, min(n, 8)}:
+                for some in {n, max(1, n // 3), min(n, 8), 1}:
                     gain = self._gain(plan, i, self.cpu, d, some) / some
                     if gain > 0 and (best is None or gain > best[0]):
                         best = (gain, i, d, some)

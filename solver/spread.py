@@ -47,6 +47,8 @@ def spread(problem: Problem, loads: Sequence[Load]) -> tuple[list[Walk], Held]:
                 card.attention[c] += 1
                 card.room -= weight
         cards += mine
+    named = {card.device for card in cards}
+    cards += [_Card(d, n, [0] * len(problem.classes)) for d, n in enumerate(problem.usable) if d not in named]
     for c, n in enumerate(problem.class_sizes):
         weights = problem.classes[c].attention.bytes
         may = [card for card in cards if problem.classes[c].attention.allowed[card.device]]

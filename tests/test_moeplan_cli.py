@@ -168,7 +168,7 @@ def test_version_help_and_usage(moeplan: Any) -> None:
 
 BAD_OPTIONS = [
     ("--safety-margin", "-0.1"), ("--safety-margin", "1"), ("--safety-margin", "nan"), ("--granularity", "brick"),
-    ("--granularity", "expert"), ("--objective", "joy"), ("--target", "vllm"), ("--time-limit", "0"),
+    ("--granularity", "atom"), ("--objective", "joy"), ("--target", "vllm"), ("--time-limit", "0"),
     ("--time-limit", "-3"), ("--time-limit", "nan"), ("--relative-gap", "-1"), ("--workers", "0"), ("--seed", "-1"),
     ("--quant", "q17"), ("--prompt-tokens", "0"), ("--prompt-tokens", "-5"), ("--generated-tokens", "-1"),
     ("--batch-size", "0"), ("--context-tokens", "10"), ("--prefill-chunk", "0"), ("--pin", "nonsense"),

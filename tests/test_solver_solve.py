@@ -392,7 +392,7 @@ def test_pins_hold_and_only_cost(pins: dict[str, Any], holds: Any) -> None:
         ({"pins": "head"}, "pins"),
         ({"pins": {"attention": "cuda:0", "layers.1": "cpu"}}, "leaves layers.1.attention no device"),
         ({"target": "ktransformers", "pins": {"embedding": "cuda:0"}}, "leaves embedding no device"),
-        ({"granularity": "expert"}, "granularity: 'expert'"),
+        ({"granularity": "atom"}, "granularity: 'atom'"),
         ({"granularity": "tensor"}, "granularity: 'tensor'"),
         ({"objective": "speed"}, "objective: 'speed'"),
         ({"time_limit": 0}, "time_limit: 0"),
