@@ -64,9 +64,9 @@ def least_in(plans: Plans, ranges: Ranges) -> int:
 
 @pytest.mark.parametrize("batch", range(6))
 def test_every_plan_obeys_the_rows_at_no_more_than_its_ticks(batch: int) -> None:
-    """240 problems, the best plan and some others of each."""
+    """150 problems, the best plan and some others of each."""
     exact = tried = 0
-    for problem, plans, rng in problems(1_000 + 40 * batch, 40):
+    for problem, plans, rng in problems(1_000 + 25 * batch, 25):
         network = Network(problem)
         known = {item.name: item for item in network.between}
         for row in {int(plans.ticks.argmin()), *rng.choices(range(len(plans)), k=8)} if len(plans) else ():
@@ -91,9 +91,9 @@ def test_every_plan_obeys_the_rows_at_no_more_than_its_ticks(batch: int) -> None
 
 @pytest.mark.parametrize("batch", range(10))
 def test_the_bound_is_no_more_than_any_plan_takes(batch: int) -> None:
-    """300 problems: the first linear program, and some branches; begun with nothing, or with some plan's contents."""
+    """200 problems: the first linear program, and some branches; begun with nothing, or with some plan's contents."""
     tight = tried = 0
-    for problem, plans, rng in problems(2_000 + 30 * batch, 30):
+    for problem, plans, rng in problems(2_000 + 20 * batch, 20):
         search = ColumnSearch(problem)
         known = contents_of(problem, plans.plan(rng.randrange(len(plans)))) if len(plans) and rng.random() < 0.5 else []
         first = search.start(known, NO_PLAN, soon())
@@ -141,7 +141,7 @@ def test_a_search_that_stops_early_has_a_bound_too(batch: int) -> None:
 def test_the_bound_holds_at_any_prices(batch: int) -> None:
     """Not only those of a linear program: a price for each row, of either sign, none below 0 for what has no most."""
     positive = 0
-    for problem, plans, rng in problems(4_000 + 25 * batch, 25):
+    for problem, plans, rng in problems(4_000 + 15 * batch, 15):
         if plans.least is None:
             continue
         search = ColumnSearch(problem)
@@ -158,7 +158,7 @@ def test_the_bound_holds_at_any_prices(batch: int) -> None:
                 bound = _lagrangian(network, prices, earned, {})
                 assert bound <= plans.least
                 positive += bound > 0
-    assert positive >= 10
+    assert positive >= 5
 
 
 # ---- branches ----
@@ -175,9 +175,9 @@ def random_ranges(rng: random.Random, search: ColumnSearch) -> Ranges:
 
 @pytest.mark.parametrize("batch", range(6))
 def test_the_bound_of_a_part_holds_in_it(batch: int) -> None:
-    """120 problems, numbers between cards restricted at random, one part after the other with the columns of all."""
+    """72 problems, numbers between cards restricted at random, one part after the other with the columns of all."""
     inside = 0
-    for problem, plans, rng in problems(5_000 + 20 * batch, 20):
+    for problem, plans, rng in problems(5_000 + 12 * batch, 12):
         if plans.least is None:
             continue
         search = ColumnSearch(problem)
@@ -188,13 +188,13 @@ def test_the_bound_of_a_part_holds_in_it(batch: int) -> None:
             assert search._solve(ranges, 0, NO_PLAN, soon()).bound <= least
             inside += least > search.bound
         assert search._solve({}, 0, NO_PLAN, soon()).bound <= plans.least
-    assert inside >= 5
+    assert inside >= 3
 
 
 @pytest.mark.parametrize("batch", range(5))
 def test_every_plan_lies_in_one_part_and_takes_no_less_than_its_bound(batch: int) -> None:
     branched = 0
-    for problem, plans, rng in problems(6_000 + 20 * batch, 20):
+    for problem, plans, rng in problems(6_000 + 12 * batch, 12):
         search = ColumnSearch(problem)
         search.start([], NO_PLAN, soon())
         search.improve(NO_PLAN, ROUNDS, soon())
@@ -207,7 +207,7 @@ def test_every_plan_lies_in_one_part_and_takes_no_less_than_its_bound(batch: int
             of_it = [node for node in nodes if lies_in(found, node.ranges)]
             assert len(of_it) == 1
             assert of_it[0].bound <= plans.ticks[row]
-    assert branched >= 2
+    assert branched >= 1
 
 
 @pytest.mark.parametrize("value", [0.5, 2.999, 3.0001])

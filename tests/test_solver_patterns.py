@@ -99,7 +99,7 @@ def test_the_bound_holds_for_every_placement_of_a_tiny_instance(batch: int) -> N
 def test_a_bound_known_before_cuts_no_placement_off(batch: int) -> None:
     """Patterns do not know the order of layers: the best plan may cost less in them than a bound that does know it."""
     tight = cheaper = 0
-    for problem, plans, rng in problems(72_000 + 25 * batch, 25, ordered=False):
+    for problem, plans, rng in problems(72_000 + 12 * batch, 12, ordered=False):
         loads = every_load(problem)
         without = solve_patterns(problem, LIMITS, loads)
         if plans.least is None:
@@ -111,7 +111,7 @@ def test_a_bound_known_before_cuts_no_placement_off(batch: int) -> None:
         assert found.status == "optimal"
         assert found.bound == max(floor, without.bound)
         tight, cheaper = tight + (without.bound == plans.least), cheaper + (without.bound < plans.least)
-    assert tight >= 3
+    assert tight >= 2
     assert cheaper >= 1
 
 
@@ -164,9 +164,9 @@ def test_every_plan_loads_its_cards_with_patterns(batch: int) -> None:
 
 @pytest.mark.parametrize("batch", range(8))
 def test_no_pattern_of_a_better_plan_is_left_out(batch: int) -> None:
-    """200 problems: all plans below `enough` ticks listed, for several of it; and the bound over what is kept holds."""
+    """120 problems: all plans below `enough` ticks listed, for several of it; and the bound over what is kept holds."""
     dropped = tight = 0
-    for problem, plans, rng in problems(74_000 + 25 * batch, 25):
+    for problem, plans, rng in problems(74_000 + 15 * batch, 15):
         columns, loads = started(problem), every_load(problem)
         if not columns.first.prices:  # nothing that is above 0 was proved
             assert columns.bound == 0
@@ -185,8 +185,8 @@ def test_no_pattern_of_a_better_plan_is_left_out(batch: int) -> None:
                 assert bound <= plans.least or bound == enough
                 assert not (enough > plans.least < bound)
                 tight += bound == min(enough, plans.least)
-    assert dropped >= 10
-    assert tight >= 10
+    assert dropped >= 5
+    assert tight >= 5
 
 
 def some_enough(plans: Plans, rng: random.Random) -> list[int]:

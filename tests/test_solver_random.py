@@ -29,7 +29,7 @@ from solver.rules import Allowed, breaks
 
 EXAMPLES = int(os.environ.get("MOEPLAN_EXAMPLES", "300"))
 TIME_LIMIT = 30.0
-OTHERS = 60
+OTHERS = 40
 """Placements drawn at random for each question; as many at most that differ from the plan in one or two blocks."""
 ROUNDING = 1e-6
 

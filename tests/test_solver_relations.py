@@ -127,7 +127,7 @@ def with_devices(instance: Instance, change: dict[str, dict[str, Any]]) -> Insta
 # ---- more of something ----
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(5))
 def test_more_memory_on_any_device_never_hurts(seed: int) -> None:
     instance, options, rng = instance_of(seed), options_of(seed), random.Random(seed)
     before = usual_plan(seed)
@@ -138,7 +138,7 @@ def test_more_memory_on_any_device_never_hurts(seed: int) -> None:
     check_no_worse(plan_of(with_devices(instance, each), **options), before)
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(5))
 def test_a_faster_link_never_hurts(seed: int) -> None:
     """One of them, which tells equal cards apart, or all."""
     instance, options, rng = instance_of(seed), options_of(seed), random.Random(seed)
@@ -150,7 +150,7 @@ def test_a_faster_link_never_hurts(seed: int) -> None:
         check_no_worse(plan_of(replace(instance, hardware=hardware), **options), before)
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(5))
 def test_an_order_of_devices_only_costs(seed: int) -> None:
     instance, options = instance_of(seed), options_of(seed)
     free = usual_plan(seed)
@@ -161,7 +161,7 @@ def test_an_order_of_devices_only_costs(seed: int) -> None:
 # ---- the same said in another way ----
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(5))
 def test_the_order_in_which_equal_cards_are_named_changes_nothing(seed: int) -> None:
     instance, options, rng = instance_of(seed), options_of(seed), random.Random(seed)
     hardware = instance.hardware
@@ -179,7 +179,7 @@ def test_the_order_in_which_equal_cards_are_named_changes_nothing(seed: int) -> 
         assert seconds(plans[0]) == pytest.approx(seconds(plans[1]), rel=ROUNDING)
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(3))
 def test_a_seed_decides_the_plan_and_no_seed_how_good_it_is(seed: int) -> None:
     instance, options = instance_of(seed), options_of(seed)
     plans = [plan_of(instance, seed=n, **options) for n in (0, 5, 5)]

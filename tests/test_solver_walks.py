@@ -75,7 +75,7 @@ def random_away(rng: random.Random, problem: Problem, *, guests: bool) -> AwayPr
 def test_walks_are_contiguous_allowed_and_fit(batch: int) -> None:
     """At random prices and at those of the columns; blocks that a walk leaves on the CPU are not weighed there."""
     found = 0
-    for problem, _, rng in problems(1_000 + 30 * batch, 30):
+    for problem, _, rng in problems(1_000 + 15 * batch, 15):
         columns = ColumnSearch(problem)
         columns.start([], NO_PLAN, 2**62)
         prices = [random_away(rng, problem, guests=True)]
@@ -93,7 +93,7 @@ def test_walks_are_contiguous_allowed_and_fit(batch: int) -> None:
                 assert all(held_on(problem, walk, d).fits(problem, d) for d in stretches if d != problem.cpu)
                 assert problem.embedding.allowed[walk.embedding]
                 assert problem.head.allowed[walk.head]
-    assert found >= 100
+    assert found >= 50
 
 
 def held_on(problem: Problem, walk: Walk, d: int) -> Contents:
@@ -153,7 +153,7 @@ def price_of(problem: Problem, walk: Walk, prices: AwayPrices) -> float | None:
 def test_the_cheapest_walk_is_found(batch: int) -> None:
     """Where guests are worth nothing and one class competes for the room; with more a walk, at its price or more."""
     exact = 0
-    for problem, _, rng in problems(2_000 + 40 * batch, 40, whole=False):
+    for problem, _, rng in problems(2_000 + 25 * batch, 25, whole=False):
         prices = random_away(rng, problem, guests=False)
         experts = [kind.experts for kind in problem.classes if kind.experts is not None]
         found = walks(problem, prices)
@@ -169,7 +169,7 @@ def test_the_cheapest_walk_is_found(batch: int) -> None:
             assert price_of(problem, found[0].walk, prices) == min(truths)
         elif found:
             assert found[0].ticks >= min(truths)
-    assert exact >= 10
+    assert exact >= 5
 
 
 def test_too_many_cards_are_visited_in_one_order(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -241,9 +241,9 @@ def test_polishing_keeps_to_its_seed_and_its_steps() -> None:
 
 @pytest.mark.parametrize("batch", range(6))
 def test_a_deal_costs_no_less_than_the_best_filling(batch: int) -> None:
-    """So a walk that looks good is good; and where nothing fits bytes are found short. 240 problems, 20 walks each."""
+    """So a walk that looks good is good; and where nothing fits bytes are found short. 120 problems, 20 walks each."""
     exact = tried = 0
-    for problem, _, rng in problems(5_000 + 40 * batch, 40):
+    for problem, _, rng in problems(5_000 + 20 * batch, 20):
         problem = anyhow(problem)
         plans = every_plan(problem)
         best, deal = fillings(plans), Deal(problem)
@@ -268,9 +268,9 @@ def limited(plans: Plans, walk: Walk, held: dict[int, tuple[int, ...]]) -> int |
 
 @pytest.mark.parametrize("batch", range(4))
 def test_experts_are_filled_in_as_well_as_can_be(batch: int) -> None:
-    """80 problems; with the experts of some devices given, and with a bound known before."""
+    """48 problems; with the experts of some devices given, and with a bound known before."""
     filled = 0
-    for problem, _, rng in problems(6_000 + 20 * batch, 20):
+    for problem, _, rng in problems(6_000 + 12 * batch, 12):
         problem = anyhow(problem)
         plans = every_plan(problem)
         best, deal = fillings(plans), Deal(problem)
@@ -293,7 +293,7 @@ def test_experts_are_filled_in_as_well_as_can_be(batch: int) -> None:
                 assert (None if some is None else some.ticks(problem)) == least
                 given = Deal(problem, held).of(walk)
                 assert given >= (deal._short if least is None else least)
-    assert filled >= 30
+    assert filled >= 15
 
 
 @pytest.mark.parametrize("whole", [False, True])
@@ -313,9 +313,9 @@ def test_a_walk_that_is_forbidden_is_not_filled(whole: bool) -> None:
 
 @pytest.mark.parametrize("batch", range(4))
 def test_every_model_keeps_the_devices_in_order(batch: int) -> None:
-    """120 problems whose devices have ranks: bounds of some, bounds and plans of others, against all plans in order."""
+    """60 problems whose devices have ranks: bounds of some, bounds and plans of others, against all plans in order."""
     ordered = 0
-    for problem, plans, _ in problems(7_000 + 30 * batch, 30, ordered=True):
+    for problem, plans, _ in problems(7_000 + 15 * batch, 15, ordered=True):
         if problem.rank is None or len(set(problem.rank)) == 1 or problem.main is not None:
             continue
         slices = solve_slices(problem, LIMITS, floor=0, hint=None)
@@ -339,7 +339,7 @@ def test_every_model_keeps_the_devices_in_order(batch: int) -> None:
         if problem.one_run:
             assert isinstance(slices.assignment, Assignment)
             assert slices.assignment.ticks(problem) == slices.bound == plans.least
-    assert ordered >= 10
+    assert ordered >= 5
 
 
 def obeys(attention: list[str], pins: dict[str, Any]) -> bool:
@@ -348,7 +348,7 @@ def obeys(attention: list[str], pins: dict[str, Any]) -> bool:
     return all((a not in last or b in last) and (b not in first or a in first) for a, b in combinations(attention, 2))
 
 
-@pytest.mark.parametrize("seed", range(8_000, 8_040))
+@pytest.mark.parametrize("seed", range(8_000, 8_030))
 def test_pinned_first_and_last_as_well_as_can_be(seed: int) -> None:
     """Every placement tried, those kept that are in order; the words are looked at anew here."""
     rng = random.Random(seed)
