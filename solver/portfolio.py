@@ -365,8 +365,9 @@ class Portfolio:
 
     def _offer(self, assignment: Assignment | None, placement: Placement | None = None) -> None:
         """Keep a plan if it fits and is the best yet: `best` in seconds as evaluated, `incumbent` in ticks."""
-        if assignment is not None and placement is None and self.ordered is not self.problem:
-            assignment = assignment.canonical(self.problem, self.ordered.rank)
+        if assignment is not None and placement is None:
+            apart = self.ordered is not self.problem
+            assignment = assignment.canonical(self.problem, self.ordered.rank if apart else None)
         if assignment is None or not self._in_order(assignment):
             return
         found = self.judged(assignment, placement)

@@ -44,6 +44,7 @@ def _roomier(search: Portfolio, tie_tolerance: float) -> tuple[Assignment, Candi
     plan = roomiest(search.home, search.incumbent, _most_ticks(search, tie_tolerance), limits)
     if smallest_free(search.home, plan) <= smallest_free(search.home, before):
         return None
+    plan = plan.canonical(search.home)
     found = search.judged(plan)
     most_s = (1 + max(tie_tolerance, RESOLUTION)) * best.seconds
     if search.peer is not None:
