@@ -289,8 +289,8 @@ class SplitProgram:
 def split_bound(tables: SplitTables, *, charged: bool = True) -> SplitBound | None:
     """The bound and the modes that reach it; None where the linear program has no solution or GLOP fails.
 
-    `charged`: cards with attention keep its workspace. That gives the better bound; but as the program uses fractions of
-    a card it then has few experts beside their attention, and plans are often better without.
+    `charged`: cards with attention keep its workspace. That gives the better bound; but as the program uses fractions
+    of a card it then has few experts beside their attention, and plans are often better without.
     """
     program, best = SplitProgram(tables, charged), 0.0
     for c, g in tables.kinds:
