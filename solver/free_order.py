@@ -35,8 +35,9 @@ def is_small(problem: Problem) -> bool:
     return len(problem.layer_class) * len(problem.devices) ** 2 <= MAX_PAIRS
 
 
-def solve_free_order(problem: Problem, limits: Limits, *, floor: int, hint: Assignment) -> Outcome:
-    """The best placement of all; its bound, where better than `floor`, is valid for every placement."""
+def solve_free_order(problem: Problem, limits: Limits, *, floor: int, hint: Assignment | None) -> Outcome:
+    """The best placement of all; its bound, where better than `floor`, is valid for every placement. Where none is known
+    to fit, `infeasible` is a proof that none does."""
     cp = cp_model.CpModel()
     choices = _choices(problem, cp)
     _within(problem, cp, choices)
@@ -44,7 +45,8 @@ def solve_free_order(problem: Problem, limits: Limits, *, floor: int, hint: Assi
     if floor > 0:
         cp.add(ticks >= floor)
     cp.minimize(ticks)
-    _hint(cp, choices, hint)
+    if hint is not None:
+        _hint(cp, choices, hint)
     solver, status = search(cp, limits)
     if status in ("infeasible", "unknown"):
         return Outcome(status, floor)

@@ -109,8 +109,10 @@ class Portfolio:
             if self.problem.one_run:
                 self._raise_bound(slices.status, slices.bound)
             self._offer(slices.assignment)
-        if not self.closed and self.incumbent is not None and is_small(self.problem):
+        if not self.closed and is_small(self.problem):
             free = solve_free_order(self.problem, self._limits(0.2), floor=self.bound, hint=self.incumbent)
+            if free.status == "infeasible" and self.incumbent is None:
+                raise ProvedInfeasible
             self.bound = max(self.bound, free.bound)
             self._offer(free.assignment)
 

@@ -56,9 +56,10 @@ def every_contents(problem: Problem, d: int, visits: int | Windows) -> Iterator[
     """All that device d may hold and has room for; a card with attention takes so many visits, or what it needs."""
     choices = []
     for kind, n in zip(problem.classes, problem.class_sizes, strict=True):
-        attention = range((n if kind.attention.allowed[d] else 0) + 1)
-        experts = range((n if kind.experts is not None and kind.experts.allowed[d] else 0) + 1)
-        options = [(a, h, k) for a, h in product(attention, experts) for k in range(min(a, h) + 1)]
+        most = n if kind.attention.allowed[d] else 0
+        most_experts = n if kind.experts is not None and kind.experts.allowed[d] else 0
+        pairs = product(range(most + 1), range(most_experts + 1))
+        options = [(a, h, k) for a, h in pairs for k in range(min(a, h) + 1)]
         if problem.whole_layers and kind.experts is not None:
             options = [(a, h, k) for a, h, k in options if a == h == k]
         choices.append(options)

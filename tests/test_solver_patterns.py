@@ -15,6 +15,7 @@ from tiny_problems import Plans, block_on, every_plan, problems, random_problem,
 
 from cost_models import CostModel
 from profiles import load_hardware, load_profile
+from profiles.placement import Objective
 from solver import patterns as patterns_module
 from solver.assignment import Assignment
 from solver.columns import ColumnSearch
@@ -25,7 +26,7 @@ from solver.rules import Allowed
 from solver.search import Limits
 
 LIMITS = Limits(60.0)
-OBJECTIVES = ("request", "decode", "prefill")
+OBJECTIVES: tuple[Objective, ...] = ("request", "decode", "prefill")
 NO_PLAN = 2**62
 """What a plan has to be below while none is known."""
 

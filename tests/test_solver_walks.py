@@ -380,6 +380,16 @@ def test_pinned_first_and_last_as_well_as_can_be(seed: int) -> None:
     assert plan.objective_s == pytest.approx(best * free.tick_s, rel=1e-9, abs=off)
 
 
+def test_that_nothing_fits_in_order_is_proved() -> None:
+    """Though everything fits if the devices may be visited in any order."""
+    instance = random_instance(random.Random(42_331_769), layers=(2, 5), gpus=(1, 3))
+    question = (instance.profile, instance.hardware, instance.workload)
+    assert solve(*question).status == "optimal"
+    with pytest.raises(InfeasiblePlacement) as refused:
+        solve(*question, pins={"cpu": "first", "cuda:0": "last"})
+    assert refused.value.proven
+
+
 def without_order(pins: dict[str, Any]) -> dict[str, Any]:
     """Only what they say of kinds of blocks."""
     return {d: [word for word in words if word != "last"] for d, words in pins.items() if isinstance(words, list)}

@@ -156,7 +156,7 @@ def _ticks(problem: Problem, rows: Integers) -> Integers:
         ticks = ticks + np.array(kind.attention.ticks)[a]
         if kind.experts is not None:
             ticks = ticks + np.array(kind.experts.ticks)[a, rows[:, 2 + n_layers + i]]
-    return ticks
+    return np.asarray(ticks)
 
 
 # ---- problems by hand ----
@@ -199,11 +199,13 @@ def random_problem(
     return problem
 
 
-def problems(first_seed: int, number: int, **how: bool | None) -> Iterator[tuple[Problem, Plans, random.Random]]:
+def problems(
+    first_seed: int, number: int, *, whole: bool | None = None, ordered: bool | None = None
+) -> Iterator[tuple[Problem, Plans, random.Random]]:
     """Problems with all their plans, and the generator that drew them."""
     for seed in range(first_seed, first_seed + number):
         rng = random.Random(seed)
-        problem = random_problem(rng, **how)
+        problem = random_problem(rng, whole=whole, ordered=ordered)
         yield problem, every_plan(problem), rng
 
 
