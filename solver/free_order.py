@@ -36,8 +36,8 @@ def is_small(problem: Problem) -> bool:
 
 
 def solve_free_order(problem: Problem, limits: Limits, *, floor: int, hint: Assignment | None) -> Outcome:
-    """The best placement of all; its bound, where better than `floor`, is valid for every placement. Where none is known
-    to fit, `infeasible` is a proof that none does."""
+    """The best placement of all; its bound, where better than `floor`, is valid for every placement. `infeasible` is a
+    proof that none fits, unless one is known to."""
     cp = cp_model.CpModel()
     choices = _choices(problem, cp)
     _within(problem, cp, choices)

@@ -68,7 +68,7 @@ class SplitSearch:
             planner = Planner(self.problem, SplitTimes(self.problem, self.costs, tables.steps))
             for bound in reversed(bounds):
                 self._from_modes(bound, planner, whole)
-        if self.best is not None and self.best.seconds > self.whole_bound_s:
+        if self.best is not None and self.best.seconds > self.whole_bound_s and not self.late:
             # Whole blocks may still be better than what was found: never return less than they give.
             self._whole(rules, math.ceil(self.best.seconds / self.problem.tick_s))
         if self.best is None:
@@ -124,7 +124,7 @@ class SplitSearch:
     def _in_time(self, walks: Iterable[Walk], planner: Planner) -> Iterator[Walk]:
         """Those with room for their attention, until time is up."""
         for walk in walks:
-            if time.perf_counter() > self.deadline:
+            if self.late:
                 return
             if min(planner.rooms(walk)) >= 0:
                 yield walk
@@ -137,7 +137,8 @@ class SplitSearch:
         """The best few, with what room they leave used, offered, best first."""
         better = []
         for one in sorted(found, key=lambda one: one.seconds)[:FILLED]:
-            planner.fill(one.plan)
+            if not self.late:
+                planner.fill(one.plan)
             better.append(replace(one, seconds=planner.seconds(one.plan)))
         better.sort(key=lambda one: one.seconds)
         if better:
@@ -152,17 +153,21 @@ class SplitSearch:
     def _tuned(self, planner: Planner, start: _Found) -> _Found:
         """More or fewer experts beside their attention, and on the CPU, as long as that helps."""
         best, better = start, True
-        while better and time.perf_counter() < self.deadline:
+        while better and not self.late:
             better = False
             for own, cpu in [*((f, 1.0) for f in FACTORS), *((1.0, f) for f in FACTORS)]:
                 modes = {_scaled(mode, own, cpu, planner): weight for mode, weight in best.modes.items()}
-                if len(modes) == len(best.modes):
+                if len(modes) == len(best.modes) and not self.late:
                     found = self._made(planner, best.plan.walk, modes)
                     if found.seconds < best.seconds * (1 - 1e-4):
                         best, better = found, True
         return best
 
     # ---- what is known ----
+
+    @property
+    def late(self) -> bool:
+        return time.perf_counter() > self.deadline
 
     @property
     def closed(self) -> bool:

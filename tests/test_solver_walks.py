@@ -360,9 +360,9 @@ def test_pinned_first_and_last_as_well_as_can_be(seed: int) -> None:
         pins[rng.choice(names)] = rng.choice(("last", "first", ["attention", "experts", "head", "last"]))
     objective: Any = ("request", "decode", "prefill")[seed % 3]
     granularity: Any = ("module", "layer")[seed // 3 % 2]
-    free = build_problem(
-        costs, objective=objective, granularity=granularity, allowed=Allowed(costs, "torch", without_order(pins))
-    )
+    kinds = {d: [word for word in words if word != "last"] for d, words in pins.items() if isinstance(words, list)}
+    allowed = Allowed(costs, "torch", kinds)
+    free = build_problem(costs, objective=objective, granularity=granularity, allowed=allowed)
     plans = every_plan(free)
     kept = [obeys([names[a] for a in row], pins) for row in plans.attention]
     best = plans.where(np.array(kept, dtype=bool)).least
@@ -388,11 +388,6 @@ def test_that_nothing_fits_in_order_is_proved() -> None:
     with pytest.raises(InfeasiblePlacement) as refused:
         solve(*question, pins={"cpu": "first", "cuda:0": "last"})
     assert refused.value.proven
-
-
-def without_order(pins: dict[str, Any]) -> dict[str, Any]:
-    """Only what they say of kinds of blocks."""
-    return {d: [word for word in words if word != "last"] for d, words in pins.items() if isinstance(words, list)}
 
 
 def test_a_layer_pinned_away_amid_others_moves_whole() -> None:
