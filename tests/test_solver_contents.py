@@ -212,10 +212,19 @@ def with_equal_experts_workspace(problem: Problem) -> Problem:
     return replace(problem, classes=classes)
 
 
+def with_weightless_experts(problem: Problem, c: int) -> Problem:
+    kind = problem.classes[c]
+    if kind.experts is not None:
+        kind = replace(kind, experts=replace(kind.experts, bytes=(0,) * len(problem.devices)))
+    return replace(problem, classes=(*problem.classes[:c], kind, *problem.classes[c + 1 :]))
+
+
 def interleaved(rng: random.Random) -> tuple[Problem, int, Windows] | None:
     problem = random_problem(rng, whole=False, shape=rng.choice(TURNS[:4]))
     if rng.random() < 0.7:
         problem = with_equal_experts_workspace(problem)
+    if rng.random() < 0.3:
+        problem = with_weightless_experts(problem, rng.randrange(len(problem.classes)))
     windows, d = Windows(problem), problem.devices.index("cuda:0")
     return (problem, d, windows) if InterleavedKnapsack.suits(problem, d, windows) else None
 
