@@ -22,14 +22,12 @@ from ortools.linear_solver import pywraplp
 
 from solver.contents import Contents, Knapsack
 from solver.interleaved import InterleavedKnapsack
-from solver.network import UNLIMITED, Network, Row
+from solver.network import UNLIMITED, Network, Row, Step
 from solver.problem import Problem
 from solver.windows import Windows
 
 WHOLE = 1e-5
 """A number this near to a whole one counts as whole."""
-BRANCH_FIRST = ("visits", "away", "guests", "moved", "start", "end", "hop")
-"""Numbers that decide most come first; sums before their parts."""
 
 WARM_UP = 60
 """Rounds of quick columns before the first exact one, at most."""
@@ -52,26 +50,19 @@ class Priced:
 
 @dataclass(frozen=True)
 class _Node:
-    """A part of all placements: those whose numbers between cards lie in `ranges`; `values` solve its program."""
+    """A part of all placements: those whose numbers between cards lie in `ranges`. In the linear program's solution the
+    number `branch` is `value`; None if all are whole."""
 
     bound: int
     ranges: Ranges
-    values: Mapping[Row, float]
+    branch: Row | None = None
+    value: float = 0.0
 
-    @property
-    def branch(self) -> Row | None:
-        """The number to branch on, None if all are whole."""
-        broken = [
-            (BRANCH_FIRST.index(str(name[0])), len(name), name)
-            for name, value in self.values.items()
-            if _is_broken(value)
-        ]
-        return min(broken, key=lambda item: item[:2])[2] if broken else None
-
-    def parts(self, name: Row, most: int) -> tuple[Ranges, Ranges]:
-        low, high = self.ranges.get(name, (0, most))
-        floor = math.floor(self.values[name])
-        return {**self.ranges, name: (low, floor)}, {**self.ranges, name: (floor + 1, high)}
+    def parts(self, most: int) -> tuple[Ranges, Ranges]:
+        assert self.branch is not None
+        low, high = self.ranges.get(self.branch, (0, most))
+        floor = math.floor(self.value)
+        return {**self.ranges, self.branch: (low, floor)}, {**self.ranges, self.branch: (floor + 1, high)}
 
 
 def _is_broken(value: float) -> bool:
@@ -175,14 +166,13 @@ class ColumnSearch:
 
     def improve(self, enough: int, rounds: int, deadline: float) -> int:
         """Branch until the bound is `enough`, or `rounds` more linear programs or the time are over."""
-        most = {item.name: item.most for item in self.network.between}
         last = self.rounds + rounds
         while self._heap and self.bound < enough and self.rounds < last and time.perf_counter() < deadline:
             node = self._heap[0][2]
-            name = node.branch
-            if name is None:
+            if node.branch is None:
                 break
-            parts = [self._solve(ranges, node.bound, enough, deadline) for ranges in node.parts(name, most[name])]
+            most = next(item.most for item in self.network.between if item.name == node.branch)
+            parts = [self._solve(ranges, node.bound, enough, deadline) for ranges in node.parts(most)]
             heapq.heappop(self._heap)
             for part in parts:
                 self._put(part)
@@ -217,7 +207,46 @@ class ColumnSearch:
             ]
             if not any(fresh):
                 break
-        return _Node(bound, ranges, values)
+        if bound >= enough:
+            return _Node(bound, ranges)
+        return _Node(bound, ranges, *self._broken(values))
+
+    def _broken(self, values: Mapping[Row, float]) -> tuple[Row | None, float]:
+        """The number to branch on, and its value: the one between cards that is furthest from whole, in ticks, or the
+        step that is."""
+        broken = [
+            (name[0] == "away", self.network.weight(name) * min(value % 1, -value % 1), -len(name), name)
+            for name, value in values.items()
+            if name[0] != "step" and _is_broken(value)
+        ]
+        if broken:
+            name = max(broken, key=lambda item: item[:3])[3]
+            return name, values[name]
+        step, reached = self._broken_step()
+        if step is None:
+            return None, 0.0
+        if step not in self.network.steps:
+            self._master.count(step)
+        return step.row, reached
+
+    def _broken_step(self) -> tuple[Step | None, float]:
+        """The step that the least whole number of cards reaches."""
+        best: tuple[float, Step | None, float] = (WHOLE, None, 0.0)
+        for g, size in self.network.groups.items():
+            used = [
+                (v, held) for h, held, var in self._master.columns if h == g and (v := var.solution_value()) > WHOLE
+            ]
+            if g == self.problem.cpu and size == 1:
+                continue
+            for experts in (True, False):
+                columns = [(v, held.experts if experts else held.attention) for v, held in used]
+                for index in range(len(columns[0][1]) if columns else 0):
+                    for least in sorted({numbers[index] for _, numbers in columns} - {0}):
+                        reached = sum(v for v, numbers in columns if numbers[index] >= least)
+                        far = abs(reached - round(reached))
+                        if far > best[0] + WHOLE:
+                            best = far, Step(g, experts, index, least), reached
+        return best[1:]
 
 
 class _Master:
@@ -228,6 +257,8 @@ class _Master:
         # GLOP's tolerances are absolute: costs should be near one.
         self.scale = network.highest_price / 1000
         self.lp = pywraplp.Solver.CreateSolver("GLOP")
+        # Preprocessing would start every solve afresh, and has ended abnormally on programs with many rows of zero.
+        self.lp.SetSolverSpecificParametersAsString("use_preprocessing: false")
         self.lp.Objective().SetMinimization()
         infinity = self.lp.infinity()
         self.rows = {
@@ -262,6 +293,17 @@ class _Master:
         self.columns.append((g, contents, variable))
         return True
 
+    def count(self, step: Step) -> None:
+        """Know how many cards reach a step."""
+        item = self.network.add(step)
+        row = self.rows[step.row] = self.lp.Constraint(0, 0)
+        self.between[item.name] = self._variable(item.ticks, item.rows)
+        for sign in (1, -1):
+            self._variable(self.network.highest_price, {step.row: sign})
+        for g, contents, variable in self.columns:
+            if g == step.g and step.reached(contents):
+                row.SetCoefficient(variable, 1)
+
     def restrict(self, ranges: Ranges) -> None:
         """Keep numbers between cards in `ranges`, and only those."""
         for name in self._restricted.difference(ranges):
@@ -273,7 +315,9 @@ class _Master:
     def solve(self) -> tuple[dict[Row, float], dict[Row, int], float] | None:
         """Values between cards, prices in whole ticks and of the right sign, and the objective; None if GLOP fails."""
         if self.lp.Solve() != pywraplp.Solver.OPTIMAL:
-            return None
+            self.lp.Reset()
+            if self.lp.Solve() != pywraplp.Solver.OPTIMAL:
+                return None
         highest, duals = self.network.highest_price, {}
         for row, (_, most) in self.network.limits.items():
             dual = round(self.rows[row].dual_value() * self.scale)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from solver.assignment import Assignment
 from solver.deviations import Block, nominal, spare_bytes
-from solver.problem import LayerClass, Problem
+from solver.problem import Problem
 from solver.windows import Windows
 
 Integers = NDArray[np.int64]
@@ -28,9 +28,9 @@ MOST_POINTS = 6000
 
 @dataclass(frozen=True)
 class Contents:
-    """Numbers of attentions, of experts, and of layers that have both here, by class; whether (0 or 1) the embedding
-    and the head are there; how often a token has to come here at least; and bytes of the buffer that is kept here:
-    classes that need a larger one (`Problem.staging`) have no experts of attention here on the CPU."""
+    """Numbers of attentions by class; of experts, and of layers that have both here, by kind of experts; whether (0 or
+    1) the embedding and the head are there; how often a token has to come here at least; and bytes of the buffer that
+    is kept here: kinds that need a larger one (`Problem.staging`) have no experts of attention here on the CPU."""
 
     attention: tuple[int, ...]
     experts: tuple[int, ...]
@@ -48,42 +48,32 @@ class Contents:
     def ticks(self, problem: Problem, device: int) -> int:
         """Time of what is done here without leaving: blocks, and experts beside their attention."""
         total = self.embedding * problem.embedding.ticks[device] + self.head * problem.head.ticks[device]
-        for kind, a, local in zip(problem.classes, self.attention, self.local, strict=True):
-            total += a * kind.attention.ticks[device]
-            if kind.experts is not None:
-                total += local * kind.experts.ticks[device][device]
+        total += sum(n * kind.attention.ticks[device] for kind, n in zip(problem.classes, self.attention, strict=True))
+        for kind, local in zip(problem.expert_kinds, self.local, strict=True):
+            total += local * kind.experts.ticks[device][device]
         return total
 
     def bytes(self, problem: Problem, device: int) -> int:
         """Bytes used on `device`, workspace and what is kept free for deviations included."""
-        held = [(block, here) for block, here in ((problem.embedding, self.embedding), (problem.head, self.head))]
-        total, workspace = sum(n * block.bytes[device] for block, n in held), 0
-        total -= problem.tied_bytes * self.embedding * self.head
+        held = self._held(problem)
+        total = sum(n * block.bytes[device] for block, n in held) - problem.tied_bytes * self.embedding * self.head
         workspace = max((block.workspace for block, n in held if n), default=0)
-        for kind, a, h in zip(problem.classes, self.attention, self.experts, strict=True):
-            total += a * kind.attention.bytes[device]
-            workspace = max(workspace, kind.attention.workspace * (a > 0))
-            if kind.experts is not None:
-                total += h * kind.experts.bytes[device]
-                workspace = max(workspace, kind.experts.workspace * (h > 0))
-        return total + workspace + self.staged + self._spare(problem, device)
+        spare = spare_bytes(problem, device, held) if problem.robust is not None else 0
+        return total + workspace + self.staged + spare
 
-    def _spare(self, problem: Problem, device: int) -> int:
-        if problem.robust is None:
-            return 0
-        held: list[tuple[Block, int]] = [(problem.embedding, self.embedding), (problem.head, self.head)]
-        for kind, a, h in zip(problem.classes, self.attention, self.experts, strict=True):
-            held += [(kind.attention, a), *([(kind.experts, h)] if kind.experts is not None else [])]
-        return spare_bytes(problem, device, held)
+    def _held(self, problem: Problem) -> list[tuple[Block, int]]:
+        """Blocks, and how many of them are here."""
+        return [
+            (problem.embedding, self.embedding),
+            (problem.head, self.head),
+            *((kind.attention, n) for kind, n in zip(problem.classes, self.attention, strict=True)),
+            *((kind.experts, n) for kind, n in zip(problem.expert_kinds, self.experts, strict=True)),
+        ]
 
     def fits(self, problem: Problem, device: int) -> bool:
         """Whether `device` may hold these and has room for them."""
-        here = [(problem.embedding.allowed, self.embedding), (problem.head.allowed, self.head)]
-        for kind, a, h in zip(problem.classes, self.attention, self.experts, strict=True):
-            here += [(kind.attention.allowed, a), ((kind.experts or kind.attention).allowed, h)]
-        return (
-            all(allowed[device] for allowed, n in here if n) and self.bytes(problem, device) <= problem.usable[device]
-        )
+        may = all(block.allowed[device] for block, n in self._held(problem) if n)
+        return may and self.bytes(problem, device) <= problem.usable[device]
 
 
 def contents_of(problem: Problem, plan: Assignment) -> list[tuple[int, Contents]]:
@@ -101,15 +91,20 @@ def contents_of(problem: Problem, plan: Assignment) -> list[tuple[int, Contents]
         )
         ends = int(plan.embedding == d), int(plan.head == d)
         staged = max((problem.buffer(c, a, x) for c, a, x in layers if a == d), default=0)
-        found.append((g, Contents(attention, experts, local, *ends, windows.visits(attention), staged)))
+        visits = windows.visits(attention)
+        found.append((g, Contents(attention, problem.by_kind(experts), problem.by_kind(local), *ends, visits, staged)))
     return found
+
+
+PricedStep = tuple[int, int, int]
+"""What a card earns that has at least so many of something: which class or kind, how many, ticks."""
 
 
 @dataclass(frozen=True)
 class Prices:
-    """What a card earns, in ticks: for an attention and a pair of attention and experts of each class, for an attention
-    whose experts are elsewhere, for experts that are guests, for the embedding and the head, once for being used, and
-    for every visit that it needs."""
+    """What a card earns, in ticks: for an attention of each class; for experts of each kind beside their attention, for
+    an attention whose experts are elsewhere, for experts that are guests; for the embedding and the head, once for being
+    used, for every visit that it needs, and for every step that its attentions and its experts reach."""
 
     attention: Sequence[int]
     local: Sequence[int]
@@ -119,15 +114,17 @@ class Prices:
     head: int
     used: int
     visit: int
+    attention_steps: Sequence[PricedStep] = ()
+    experts_steps: Sequence[PricedStep] = ()
 
-    def together(self, c: int) -> bool:
-        """Whether attention and experts of class c earn more as one layer's than as two layers' on one card."""
-        return self.local[c] > self.sent[c] + self.taken[c]
+    def together(self, k: int) -> bool:
+        """Whether attention and experts of kind k earn more as one layer's than as two layers' on one card."""
+        return self.local[k] > self.sent[k] + self.taken[k]
 
 
 @dataclass(frozen=True)
 class Points:
-    """Undominated pairs, both rising; `numbers[k]` are each point's index into the k-th class's numbers."""
+    """Undominated pairs, both rising; `numbers[k]` are each point's index into the k-th grid's numbers."""
 
     bytes: Integers
     value: Integers
@@ -175,17 +172,39 @@ class _Level:
             block.allowed[device] and block.workspace <= workspace and block.bytes[device] <= self.room
             for block in (problem.embedding, problem.head)
         ]
-        self.grids = [
-            _Grid(problem, kind, n, device, workspace, self.room)
-            for kind, n in zip(problem.classes, problem.class_sizes, strict=True)
+        dense = [c for c, kind in enumerate(problem.classes) if kind.experts is None]
+        self.grids = [_Grid(problem, (c,), None, device, workspace, self.room) for c in dense]
+        self.grids += [
+            _Grid(problem, kind.classes, k, device, workspace, self.room) for k, kind in enumerate(problem.expert_kinds)
         ]
+        # Where there is room for everything at once, bytes do not matter.
+        everything = problem.embedding.bytes[device] + problem.head.bytes[device]
+        self.ample = everything + sum(int(grid.bytes[-1]) for grid in self.grids) <= self.room
 
     def best(self, prices: Prices, visits: int) -> tuple[int, Contents]:
         """As a card that is used, or that has guests and ends only."""
-        return max((self._best(prices, visits), self._best(prices, 0)), key=lambda found: found[0])
+        return max((self._best(prices, n) for n in {visits, 0}), key=lambda found: found[0])
 
     def _best(self, prices: Prices, visits: int) -> tuple[int, Contents]:
-        lists = [grid.points(c, prices, visits > 0) for c, grid in enumerate(self.grids)]
+        lists = [grid.points(prices, visits > 0) for grid in self.grids]
+        if visits and prices.used + prices.visit * visits > 0:
+            # Only a card that does have attention is used: one grid or the other has some.
+            some = [grid.points(prices, True, some=True) for grid in self.grids]
+            mixed = [[*lists[:k], points, *lists[k + 1 :]] for k, points in enumerate(some) if len(points.bytes)]
+        else:
+            mixed = [lists]
+        found = [self._of(lists, prices, visits) for lists in mixed]
+        return max((one for one in found if one is not None), key=lambda one: one[0], default=self._nothing)
+
+    @property
+    def _nothing(self) -> tuple[int, Contents]:
+        none = (0,) * len(self.problem.expert_kinds)
+        return 0, Contents((0,) * len(self.problem.classes), none, none)
+
+    def _of(self, lists: list[Points], prices: Prices, visits: int) -> tuple[int, Contents] | None:
+        """The best of one point of each list; None if none of them fit together."""
+        if self.ample:
+            lists = [most_valuable(points) for points in lists]
         half = (len(lists) + 1) // 2
         left, right = merged(lists[:half], self.room), merged(lists[half:], self.room)
         best, where, ends = None, (0, 0), (0, 0)
@@ -199,50 +218,77 @@ class _Level:
                 value = found[0] + embedding * prices.embedding + head * prices.head
                 if best is None or value > best:
                     best, where, ends = value, found[1], (embedding, head)
-        assert best is not None
+        if best is None:
+            return None
         rows = [int(numbers[where[0]]) for numbers in left.numbers] + [
             int(numbers[where[1]]) for numbers in right.numbers
         ]
-        attention = tuple(int(grid.attention[row]) for grid, row in zip(self.grids, rows, strict=True))
-        experts = tuple(int(grid.experts[row]) for grid, row in zip(self.grids, rows, strict=True))
-        local = tuple(
-            min(a, h) if self.grids[c].whole or prices.together(c) else 0
-            for c, (a, h) in enumerate(zip(attention, experts, strict=True))
-        )
         earned = best + (prices.used + prices.visit * visits if visits else 0)
-        return earned, Contents(attention, experts, local, *ends, visits if any(attention) else 0)
+        return earned, self._contents(rows, prices, ends, visits)
+
+    def _contents(self, rows: Sequence[int], prices: Prices, ends: tuple[int, int], visits: int) -> Contents:
+        """Those at a row of each grid."""
+        problem = self.problem
+        attention, experts, local = [0] * len(problem.classes), [], []
+        for grid, row in zip(self.grids, rows, strict=True):
+            for c, numbers in zip(grid.classes, grid.attention, strict=True):
+                attention[c] = int(numbers[row])
+            if grid.kind is not None:
+                experts.append(int(grid.experts[row]))
+                local.append(int(grid.local[row]) if grid.whole or prices.together(grid.kind) else 0)
+        return Contents(tuple(attention), tuple(experts), tuple(local), *ends, visits if any(attention) else 0)
 
 
 class _Grid:
-    """Every number of attentions and experts of one class that a device has room for, from light to heavy."""
+    """Every number of attentions of some classes and of their experts, which are of one kind (None: dense layers), that
+    a device has room for, from light to heavy."""
 
-    def __init__(self, problem: Problem, kind: LayerClass, n: int, device: int, workspace: int, room: int) -> None:
-        most_attention = n if kind.attention.allowed[device] and kind.attention.workspace <= workspace else 0
+    def __init__(
+        self, problem: Problem, classes: Sequence[int], kind: int | None, device: int, workspace: int, room: int
+    ) -> None:
+        self.classes, self.kind = tuple(classes), kind
+        self.whole = problem.whole_layers and kind is not None
+        blocks = [problem.classes[c].attention for c in classes]
+        most = [
+            problem.class_sizes[c] if block.allowed[device] and block.workspace <= workspace else 0
+            for c, block in zip(classes, blocks, strict=True)
+        ]
         most_experts, weight = 0, 0
-        if kind.experts is not None and kind.experts.allowed[device] and kind.experts.workspace <= workspace:
-            most_experts, weight = n, kind.experts.bytes[device]
-        attention, experts = (grid.ravel() for grid in np.mgrid[: most_attention + 1, : most_experts + 1])
-        n_bytes = attention * kind.attention.bytes[device] + experts * weight
+        if kind is not None:
+            alike = problem.expert_kinds[kind]
+            weight = alike.experts.bytes[device]
+            if alike.experts.allowed[device] and alike.experts.workspace <= workspace:
+                most_experts = min(alike.number, room // weight if weight else alike.number)
+        grid = np.indices([*(n + 1 for n in most), most_experts + 1]).reshape(len(most) + 1, -1)
+        n_bytes = np.array([*(block.bytes[device] for block in blocks), weight]) @ grid
+        own = grid[:-1].sum(axis=0)
         keep = n_bytes <= room
-        if problem.whole_layers and kind.experts is not None:
-            keep &= attention == experts
+        if self.whole:
+            keep &= own == grid[-1]
         order = np.flatnonzero(keep)[np.argsort(n_bytes[keep], kind="stable")]
         self.bytes: Integers = n_bytes[order]
-        self.attention: Integers = attention[order]
-        self.experts: Integers = experts[order]
-        self.local: Integers = np.minimum(self.attention, self.experts)
-        self.guests_only: Integers = np.flatnonzero(self.attention == 0)
+        self.attention: Integers = grid[:-1, order]
+        self.experts: Integers = grid[-1, order]
+        self.own: Integers = own[order]
+        self.local: Integers = np.minimum(self.own, self.experts)
+        self.guests_only: Integers = np.flatnonzero(self.own == 0)
 
-        self.whole = problem.whole_layers and kind.experts is not None
-        self.dense = kind.experts is None
-
-    def points(self, c: int, prices: Prices, used: bool) -> Points:
-        sent = 0 if self.dense else prices.sent[c]
-        value = (prices.attention[c] + sent) * self.attention + prices.taken[c] * self.experts
-        if self.whole or prices.together(c):
-            value = value + (prices.local[c] - sent - prices.taken[c]) * self.local
-        rows = slice(None) if used else self.guests_only
-        return undominated(self.bytes[rows], value[rows], (np.arange(len(value))[rows],))
+    def points(self, prices: Prices, used: bool, some: bool = False) -> Points:
+        """Undominated rows: without attention unless `used`, and with `some` those with attention only."""
+        value = np.array([prices.attention[c] for c in self.classes]) @ self.attention
+        for c, least, price in prices.attention_steps:
+            if c in self.classes:
+                value = value + price * (self.attention[self.classes.index(c)] >= least)
+        k = self.kind
+        if k is not None:
+            value = value + prices.sent[k] * self.own + prices.taken[k] * self.experts
+            if self.whole or prices.together(k):
+                value = value + (prices.local[k] - prices.sent[k] - prices.taken[k]) * self.local
+            for of, least, price in prices.experts_steps:
+                if of == k:
+                    value = value + price * (self.experts >= least)
+        rows = np.flatnonzero(self.own) if some else np.arange(len(value)) if used else self.guests_only
+        return undominated(self.bytes[rows], value[rows], (rows,))
 
 
 def undominated(n_bytes: Integers, value: Integers, numbers: tuple[Integers, ...]) -> Points:
@@ -252,6 +298,11 @@ def undominated(n_bytes: Integers, value: Integers, numbers: tuple[Integers, ...
         return Points(n_bytes, value, numbers)
     keep = np.flatnonzero(np.concatenate(([True], value[1:] > best[:-1])))
     return Points(n_bytes[keep], value[keep], tuple(column[keep] for column in numbers))
+
+
+def most_valuable(points: Points) -> Points:
+    """The last of them alone."""
+    return Points(points.bytes[-1:], points.value[-1:], tuple(column[-1:] for column in points.numbers))
 
 
 def merged(lists: Sequence[Points], room: int) -> Points:

@@ -57,7 +57,7 @@ class CountsModel:
 
 
 Cards = Mapping[int, Mapping[tuple[int, ...], int]]
-"""For the first device of a group of equals: experts of each class on a card -> number of such cards."""
+"""For the first device of a group of equals: experts of each kind on a card -> number of such cards."""
 
 
 def solve_counts(problem: Problem, limits: Limits, *, floor: int = 0, cards: Cards | None = None) -> Outcome:
@@ -84,9 +84,9 @@ def _load_cards(model: CountsModel, first: int, patterns: Mapping[tuple[int, ...
     has = {(d, p): model.cp.new_bool_var("") for d in members for p in patterns}
     for d in members:
         model.cp.add_exactly_one(has[d, p] for p in patterns)
-        for c, kind in enumerate(model.problem.classes):
-            if kind.experts is not None:
-                model.cp.add(model.experts_on(c, d) == total((p[c], has[d, p]) for p in patterns))
+        for k, kind in enumerate(model.problem.expert_kinds):
+            here = sum(model.experts_on(c, d) for c in kind.classes)
+            model.cp.add(here == total((p[k], has[d, p]) for p in patterns))
     for pattern, number in patterns.items():
         model.cp.add(sum(has[d, pattern] for d in members) == number)
 

@@ -17,12 +17,12 @@ from solver.walk import Walk
 MOST_NEAR = 3
 """So many experts may a card without a buffer for those on the CPU leave to other cards."""
 WINDOW = 40
-"""How far below the most that fit the numbers of one class are tried where there are two; of more classes, less."""
+"""How far below the most that fit the numbers of one kind are tried where there are two; of more kinds, less."""
 
 
 @dataclass(frozen=True)
 class _Hand:
-    """What one card holds: ticks of its blocks with local experts, bytes left, bytes short, and by class experts that
+    """What one card holds: ticks of its blocks with local experts, bytes left, bytes short, and by kind experts that
     have to go elsewhere, on GPUs if `near`, and guests that are invited into the bytes left."""
 
     ticks: int
@@ -37,26 +37,24 @@ class Deal:
     """Ticks of walks over one problem, with what it has seen remembered."""
 
     def __init__(self, problem: Problem, held: Mapping[int, Sequence[int]] | None = None) -> None:
-        """With `held`, experts by class on devices, those devices hold just so many; the others as is best."""
+        """With `held`, experts by kind on devices, those devices hold just so many; the others as is best."""
         self.problem = problem
         self._held = held or {}
         self.cpu = problem.devices.index("cpu")
-        self.experts: dict[int, ExpertsCosts] = {
-            c: kind.experts for c, kind in enumerate(problem.classes) if kind.experts is not None
-        }
+        self.experts = [kind.experts for kind in problem.expert_kinds]
         n_layers, devices = len(problem.layer_class), range(len(problem.devices))
         self._n_layers = n_layers
         self._prefix = [
             [sum(k == c for k in problem.layer_class[:i]) for i in range(n_layers + 1)]
             for c in range(len(problem.classes))
         ]
-        self._savings = {c: [self._saving(x, d) for d in devices] for c, x in self.experts.items()}
+        self._savings = [[self._saving(x, d) for d in devices] for x in self.experts]
         self._hands: dict[tuple[int, tuple[int, ...], int, bool, int], _Hand] = {}
         self._buffers = sorted({0, *problem.staging})
         self._guest_room = [self._room_of_guests(d) for d in devices]
         # A byte that fits nowhere costs more than any byte can save.
         dearest = max(max(kind.attention.ticks) for kind in problem.classes)
-        dearest += max((max(map(max, x.ticks)) for x in self.experts.values()), default=0)
+        dearest += max((max(map(max, x.ticks)) for x in self.experts), default=0)
         self._short = 1 + dearest * 1000 // max(1, min(max(problem.usable), 10**9))
 
     def of(self, walk: Walk) -> int:
@@ -91,11 +89,11 @@ class Deal:
         for d, (counts, ends) in held.items():
             hand = self._hand(d, counts, ends, inviting, most_near)
             total, short, rooms[d] = total + hand.ticks, short + hand.short, hand.room
-            for k, c in enumerate(self.experts):
+            for k in range(len(self.experts)):
                 if hand.left[k]:
-                    left.append((hand.near, c, d, hand.left[k]))
+                    left.append((hand.near, k, d, hand.left[k]))
                 if hand.invited[k]:
-                    invited[d, c] = hand.invited[k]
+                    invited[d, k] = hand.invited[k]
         if left:
             guests, missing = self._seat(left, rooms, invited)
             total, short = total + guests, short + missing
@@ -123,61 +121,61 @@ class Deal:
             ticks += n * kind.attention.ticks[d]
             barred += n * (not kind.attention.allowed[d])
             workspace = max(workspace, kind.attention.workspace * (n > 0))
-        workspace = max(workspace, *(x.workspace for x in self.experts.values() if x.allowed[d]), 0, 0)
+        workspace = max(workspace, *(x.workspace for x in self.experts if x.allowed[d]), 0, 0)
         room -= workspace
-        held, buffer, near = self._beside_buffer(d, room, counts, inviting, most_near)
+        own = problem.by_kind(counts)
+        held, buffer, near = self._beside_buffer(d, room, own, inviting, most_near)
         room -= buffer
         left, invited = [], []
-        for (c, x), n in zip(self.experts.items(), held, strict=True):
-            local = min(n, counts[c])
+        for x, a, n in zip(self.experts, own, held, strict=True):
+            local = min(n, a)
             ticks += local * x.ticks[d][d]
             room -= local * x.bytes[d]
             barred += local * (not x.allowed[d])
-            left.append(counts[c] - local)
+            left.append(a - local)
             invited.append(n - local)
             room -= (n - local) * x.bytes[d] if d in self._held else 0
         return _Hand(ticks, max(0, room), max(0, -room) + barred * 10**12, tuple(left), tuple(invited), near)
 
     def _beside_buffer(
-        self, d: int, room: int, counts: tuple[int, ...], inviting: bool, most_near: int
+        self, d: int, room: int, own: Sequence[int], inviting: bool, most_near: int
     ) -> tuple[tuple[int, ...], int, bool]:
         """Experts on a card, and the smallest buffer that lets all others with attention here go to the CPU; or none,
         where the others are at most `most_near` and have to stay near."""
         for buffer in self._buffers[:-1]:
-            held = self._packed(d, max(0, room - buffer), counts, inviting)
-            left = {c: counts[c] - n for c, n in zip(self.experts, held, strict=True) if n < counts[c]}
-            if all(self.problem.buffer(c, d, self.cpu) <= buffer for c in left):
+            held = self._packed(d, max(0, room - buffer), own, inviting)
+            left = {k: a - n for k, (a, n) in enumerate(zip(own, held, strict=True)) if n < a}
+            if all(self.problem.kind_buffer(k, d) <= buffer for k in left):
                 return held, buffer, False
             if buffer == 0 and sum(left.values()) <= most_near:
                 return held, 0, True
         buffer = self._buffers[-1]
-        return self._packed(d, max(0, room - buffer), counts, inviting), buffer, False
+        return self._packed(d, max(0, room - buffer), own, inviting), buffer, False
 
-    def _packed(self, d: int, room: int, counts: Sequence[int], inviting: bool) -> tuple[int, ...]:
-        """Experts of each class on a card with `counts` attentions, those that save most."""
+    def _packed(self, d: int, room: int, own: Sequence[int], inviting: bool) -> tuple[int, ...]:
+        """Experts of each kind on a card with `own` attentions of them, those that save most."""
         if self.problem.whole_layers:
-            return tuple(counts[c] for c in self.experts)
+            return tuple(own)
         if d in self._held:
-            return tuple(self._held[d][c] for c in self.experts)
-        return max(self._packings(d, room, counts, inviting, 0, 0, ()), default=(0, ()))[1]
+            return tuple(self._held[d])
+        return max(self._packings(d, room, own, inviting, 0, ()), default=(0, ()))[1]
 
     def _packings(
-        self, d: int, room: int, counts: Sequence[int], inviting: bool, k: int, saved: int, chosen: tuple[int, ...]
+        self, d: int, room: int, own: Sequence[int], inviting: bool, saved: int, chosen: tuple[int, ...]
     ) -> Iterator[tuple[int, tuple[int, ...]]]:
-        to_come = len(self.experts) - k
+        k, to_come = len(chosen), len(self.experts) - len(chosen)
         if to_come == 0:
             yield saved, chosen
             return
-        c = list(self.experts)[k]
-        local, guest, n_bytes = self._savings[c][d]
-        limit = self.problem.class_sizes[c] if inviting else counts[c]
+        local, guest, n_bytes = self._savings[k][d]
+        limit = self.problem.expert_kinds[k].number if inviting else own[k]
         most = 0 if n_bytes < 0 else min(limit, room // max(1, n_bytes))
         window = WINDOW if len(self.experts) == 2 else WINDOW // 3 if to_come == 2 else 2
         least = most if to_come == 1 else max(0, most - window)
         for n in range(least, most + 1):
-            here = min(n, counts[c])
+            here = min(n, own[k])
             value = here * local + (n - here) * guest
-            yield from self._packings(d, room - n * n_bytes, counts, inviting, k + 1, saved + value, (*chosen, n))
+            yield from self._packings(d, room - n * n_bytes, own, inviting, saved + value, (*chosen, n))
 
     def _saving(self, x: ExpertsCosts, d: int) -> tuple[int, int, int]:
         """What experts on d save against the CPU, local or as guests, and their bytes; -1 where they may not be."""
@@ -191,13 +189,13 @@ class Deal:
         return max(0, local), max(0, guest), x.bytes[d]
 
     def _room_of_guests(self, d: int) -> int:
-        workspace = max((x.workspace for x in self.experts.values() if x.allowed[d]), default=0)
+        workspace = max((x.workspace for x in self.experts if x.allowed[d]), default=0)
         return self.problem.usable[d] - reserve(self.problem, d, embedding=False, head=False) - workspace
 
     def _seat(
         self, left: list[tuple[bool, int, int, int]], rooms: dict[int, int], invited: dict[tuple[int, int], int]
     ) -> tuple[int, int]:
-        """Ticks of experts away from their attention (whether not on the CPU, class, device of that, number), and bytes
+        """Ticks of experts away from their attention (whether not on the CPU, kind, device of their attention, number), and bytes
         that found no room."""
         total, short, still = 0, 0, []
         for d in range(len(self.problem.devices)):

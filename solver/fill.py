@@ -25,7 +25,7 @@ def fill(
 ) -> Assignment | None:
     """The best experts for the attention, embedding and head of `walk`; None where they do not fit or none was found.
 
-    `floor` in ticks: no plan is better, so the search stops there. With `held`, experts by class on devices, these
+    `floor` in ticks: no plan is better, so the search stops there. With `held`, experts by kind on devices, these
     devices hold at most so many.
     """
     if not _allowed(problem, walk):
@@ -47,8 +47,8 @@ def fill(
                 ticks += experts.ticks[a][d] * moved[c, a, d]
         cp.add(sum(moved[c, a, d] for d in devices if (c, a, d) in moved) == n)
     for d, most in (held or {}).items():
-        for c, n in enumerate(most):
-            cp.add(sum(var for (k, _, e), var in moved.items() if (k, e) == (c, d)) <= n)
+        for kind, n in zip(problem.expert_kinds, most, strict=True):
+            cp.add(sum(var for (c, _, e), var in moved.items() if c in kind.classes and e == d) <= n)
     for d in devices:
         cp.add(_load(problem, cp, walk, layers, moved, d) <= problem.usable[d])
     fixed = Assignment(walk.embedding, walk.head, walk.attention, (None,) * len(walk.attention)).ticks(problem)

@@ -1,5 +1,5 @@
 """The best contents of a card where classes of layers take turns, so that what a card holds decides how often it is
-visited (`solver/windows.py`): every number of attentions that one or two windows make up is looked at by itself."""
+visited (`solver/windows.py`): all numbers of attentions whose visits are known are looked at one by one."""
 
 from __future__ import annotations
 
@@ -17,6 +17,9 @@ from solver.windows import Windows
 MOST_CELLS = 3_000_000
 """Combinations of attentions and experts beyond which contents are not looked at one by one."""
 
+FIRST_ROWS = 200
+"""So many rows are looked at in full first, for others to be measured against."""
+
 
 class InterleavedKnapsack:
     """As `Knapsack`, with the visits that contents need."""
@@ -25,14 +28,15 @@ class InterleavedKnapsack:
         self.problem, self.device, self.windows = problem, device, windows
         self._rest = Knapsack(problem, device)
         self._experts: list[tuple[int, ExpertsCosts, int]] = []
-        for c, kind in enumerate(problem.classes):
-            if kind.experts is not None and kind.experts.allowed[device]:
-                most = _that_fit(problem.usable[device], kind.experts.bytes[device], problem.class_sizes[c])
-                self._experts.append((c, kind.experts, most))
+        for k, kind in enumerate(problem.expert_kinds):
+            if kind.experts.allowed[device]:
+                most = _that_fit(problem.usable[device], kind.experts.bytes[device], kind.number)
+                self._experts.append((k, kind.experts, most))
         self._experts.sort(key=lambda item: item[2])
-        self._sets = [(1, self._fitting(windows.one))]
-        if not problem.one_run and windows.two is not None:
-            self._sets.append((2, self._fitting(windows.two)))
+        vectors, visits = windows.listed
+        rows = self._fitting(vectors, visits)
+        self.vectors, self.visits = vectors[rows], visits[rows]
+        self.own = np.array(self.vectors) @ _membership(problem)
         self._nominal = [self]
         if problem.robust is not None:
             self._nominal = [InterleavedKnapsack(one, device, windows) for one in nominal(problem, device)]
@@ -42,29 +46,32 @@ class InterleavedKnapsack:
         """Whether looking at contents one by one is worth it, and not too much."""
         if not windows.matter or problem.whole_layers or problem.devices[device] == "cpu":
             return False
-        kinds = [kind.experts for kind in problem.classes if kind.experts is not None]
-        numbers = sorted(problem.usable[device] // max(1, x.bytes[device]) + 1 for x in kinds)
-        two = None if problem.one_run else windows.two
-        vectors = len(windows.one) + (0 if two is None else len(two))
-        return len(kinds) <= 3 and vectors * float(np.prod([min(n, 60.0) for n in numbers[:-1]])) <= MOST_CELLS
+        numbers = sorted(
+            _that_fit(problem.usable[device], kind.experts.bytes[device], kind.number) + 1
+            for kind in problem.expert_kinds
+        )
+        return (
+            len(numbers) <= 3
+            and len(windows.listed[0]) * float(np.prod([min(n, 60.0) for n in numbers[:-1]])) <= MOST_CELLS
+        )
 
-    def _fitting(self, vectors: Integers) -> Integers:
-        """Those of `vectors` that the device may hold and has room for."""
+    def _fitting(self, vectors: Integers, visits: Integers) -> Integers:
+        """Rows of `vectors` that the device may hold and has room for."""
         kinds = [kind.attention for kind in self.problem.classes]
         allowed = np.array([kind.allowed[self.device] for kind in kinds])
         n_bytes = vectors @ np.array([kind.bytes[self.device] for kind in kinds])
         fits = (n_bytes <= self.problem.usable[self.device]) & np.all((vectors == 0) | allowed, axis=1)
-        return np.asarray(vectors[fits])
+        if self.problem.one_run:
+            fits &= visits == 1
+        return np.flatnonzero(fits)
 
     def best(self, prices: Prices) -> tuple[int, Contents]:
         """The most that contents can earn, and contents that do."""
-        # What no windows of the sets make up needs one visit more, or cannot be: then a card without attention is left.
-        highest = 0 if self.problem.one_run else self._sets[-1][0] + 1
-        best = self._rest.best(prices, highest)
+        # What is not listed needs more visits, or cannot be: then a card without attention is left.
+        best = self._rest.best(prices, 0 if self.problem.one_run else self.windows.beyond)
         for one in self._nominal:
-            for visits, vectors in one._sets:
-                if len(vectors):
-                    best = max(best, one._of(vectors, visits, prices), key=lambda found: found[0])
+            if len(one.vectors):
+                best = max(best, one._best(prices), key=lambda found: found[0])
         value, contents = best
         visits = self.windows.visits(contents.attention)
         if visits == contents.visits:
@@ -76,16 +83,18 @@ class InterleavedKnapsack:
         found = self._rest.quick(prices)
         return replace(found, visits=self.windows.visits(found.attention))
 
-    def _of(self, vectors: Integers, visits: int, prices: Prices) -> tuple[int, Contents]:
-        """The best contents whose attentions are a row of `vectors`."""
+    def _best(self, prices: Prices) -> tuple[int, Contents]:
+        """The best contents whose attentions are listed."""
         problem, d = self.problem, self.device
         kinds = problem.classes
         weights = np.array([kind.attention.bytes[d] for kind in kinds])
         needs = np.array([kind.attention.workspace for kind in kinds])
-        room = problem.usable[d] - vectors @ weights
-        workspace = np.max(np.where(vectors > 0, needs, 0), axis=1)
-        sent = np.array([0 if kind.experts is None else prices.sent[c] for c, kind in enumerate(kinds)])
-        alone = vectors @ (np.array(prices.attention) + sent)
+        room = problem.usable[d] - self.vectors @ weights
+        workspace = np.max(np.where(self.vectors > 0, needs, 0), axis=1)
+        alone = self.vectors @ np.array(prices.attention) + self.own @ np.array(prices.sent, dtype=np.int64)
+        alone = alone + prices.used + self.visits * prices.visit
+        for c, least, price in prices.attention_steps:
+            alone = alone + price * (self.vectors[:, c] >= least)
         experts_need = min((x.workspace for _, x, _ in self._experts), default=0)
         best: tuple[int, Contents] | None = None
         for embedding, head in product(range(1 + (prices.embedding > 0)), range(1 + (prices.head > 0))):
@@ -94,74 +103,109 @@ class InterleavedKnapsack:
                 continue
             taken = sum(block.bytes[d] for block, _ in ends) - problem.tied_bytes * embedding * head
             need = max((block.workspace for block, _ in ends), default=0)
-            gain = embedding * prices.embedding + head * prices.head + prices.used + visits * prices.visit
+            gain = embedding * prices.embedding + head * prices.head
             for with_experts in (False, True) if self._experts else (False,):
                 left = room - taken - np.maximum(workspace, max(need, experts_need if with_experts else 0))
                 rows = np.flatnonzero(left >= 0)
                 if not len(rows):
                     continue
                 if with_experts:
-                    more, row, held = self._with_experts(vectors[rows], left[rows], alone[rows], prices)
+                    rows = self._promising(rows, left, alone, prices)
+                    more, row, held = self._with_experts(self.own[rows], left[rows], alone[rows], prices)
                 else:
                     row = int(np.argmax(alone[rows]))
                     more, held = int(alone[rows][row]), {}
                 if best is None or more + gain > best[0]:
-                    best = more + gain, self._contents(vectors[rows[row]], held, prices, embedding, head, visits)
-        return best or (-(2**62), Contents((0,) * len(kinds), (0,) * len(kinds), (0,) * len(kinds)))
+                    best = more + gain, self._contents(int(rows[row]), held, prices, embedding, head)
+        nothing = (0,) * len(problem.expert_kinds)
+        return best or (-(2**62), Contents((0,) * len(kinds), nothing, nothing))
+
+    def _promising(self, rows: Integers, left: Integers, alone: Integers, prices: Prices) -> Integers:
+        """Rows without those that cannot be best, whatever experts they get: the room at the best price of a byte is
+        worth less than what a few good rows do get."""
+        if len(rows) <= 2 * FIRST_ROWS:
+            return rows
+        most = alone[rows] + self._most_gained(left[rows], prices)
+        first = rows[np.argpartition(most, len(rows) - FIRST_ROWS)[-FIRST_ROWS:]]
+        least, _, _ = self._with_experts(self.own[first], left[first], alone[first], prices)
+        return np.asarray(rows[most >= least])
+
+    def _most_gained(self, left: Integers, prices: Prices) -> NDArray[np.float64]:
+        """More than experts in so many bytes can earn."""
+        steps = sum(max(0, price) for _, _, price in prices.experts_steps)
+        worth, free = 0.0, float(steps)
+        for k, x, most in self._experts:
+            each = prices.taken[k] + max(0, prices.local[k] - prices.sent[k] - prices.taken[k])
+            n_bytes = x.bytes[self.device]
+            worth = max(worth, each / n_bytes) if n_bytes else worth
+            free += 0 if n_bytes else max(0, each) * most
+        return worth * left + free + 1.0
 
     def _with_experts(
-        self, vectors: Integers, left: Integers, alone: Integers, prices: Prices
+        self, own: Integers, left: Integers, alone: Integers, prices: Prices
     ) -> tuple[int, int, dict[int, int]]:
-        """The best value, its row, and the experts by class; the last class takes what room is left."""
+        """The best value, its row, and the experts by kind; the last kind takes what room is left."""
         *outer, (last, x_last, most_last) = self._experts
         table = self._table(last, most_last, prices)
         best: tuple[int, int, dict[int, int]] | None = None
         ranges = [range(_that_fit(int(left.max()), x.bytes[self.device], most) + 1) for _, x, most in outer]
         inner = np.arange(len(ranges[-1])) if outer else np.zeros(1, np.int64)
-        tables = [self._gains(c, most, prices) for c, _, most in outer]
+        tables = [self._gains(k, most, prices) for k, _, most in outer]
         for fixed in product(*ranges[:-1]) if outer else [()]:
             value, room = alone[:, None], left[:, None]
-            for (c, x, _), gains, h in zip(outer, tables, fixed, strict=False):
-                value = value + gains[vectors[:, c], h][:, None]
+            for (k, x, _), gains, h in zip(outer, tables, fixed, strict=False):
+                value = value + gains[own[:, k], h][:, None]
                 room = room - h * x.bytes[self.device]
             if outer:
-                c, x, _ = outer[-1]
-                value = value + tables[-1][vectors[:, c]][:, inner]
+                k, x, _ = outer[-1]
+                value = value + tables[-1][own[:, k]][:, inner]
                 room = room - inner[None, :] * x.bytes[self.device]
             n_bytes = x_last.bytes[self.device]
             most = np.minimum(np.maximum(room, 0) // n_bytes, most_last) if n_bytes else np.full(room.shape, most_last)
-            value = np.where(room >= 0, value + table[vectors[:, last][:, None], most], -(2**62))
+            value = np.where(room >= 0, value + table[own[:, last][:, None], most], -(2**62))
             flat = int(np.argmax(value))
             row, col = divmod(flat, value.shape[1])
             if best is None or value[row, col] > best[0]:
-                held = {c: h for (c, _, _), h in zip(outer, fixed, strict=False)}
+                held = {k: h for (k, _, _), h in zip(outer, fixed, strict=False)}
                 if outer:
                     held[outer[-1][0]] = int(inner[col])
-                gains = self._gains(last, most_last, prices)[vectors[row, last]]
+                gains = self._gains(last, most_last, prices)[own[row, last]]
                 held[last] = int(np.argmax(gains[: int(most[row, col]) + 1]))
                 best = int(value[row, col]), row, held
         assert best is not None
         return best
 
-    def _gains(self, c: int, most: int, prices: Prices) -> NDArray[np.int64]:
-        """What h experts beside a attentions of class c earn, over that the attentions are alone: rows a, columns h."""
-        a, h = np.mgrid[: self.problem.class_sizes[c] + 1, : most + 1]
-        together = max(0, prices.local[c] - prices.sent[c] - prices.taken[c])
-        return np.asarray(prices.taken[c] * h + together * np.minimum(a, h))
+    def _gains(self, k: int, most: int, prices: Prices) -> NDArray[np.int64]:
+        """What h experts of kind k beside their a attentions earn, over that the attentions are alone: rows a, columns
+        h."""
+        a, h = np.mgrid[: self.problem.expert_kinds[k].number + 1, : most + 1]
+        together = max(0, prices.local[k] - prices.sent[k] - prices.taken[k])
+        gains = prices.taken[k] * h + together * np.minimum(a, h)
+        for of, least, price in prices.experts_steps:
+            if of == k:
+                gains = gains + price * (h >= least)
+        return np.asarray(gains)
 
-    def _table(self, c: int, most: int, prices: Prices) -> NDArray[np.int64]:
+    def _table(self, k: int, most: int, prices: Prices) -> NDArray[np.int64]:
         """As `_gains`, of at most h experts."""
-        return np.maximum.accumulate(self._gains(c, most, prices), axis=1)
+        return np.maximum.accumulate(self._gains(k, most, prices), axis=1)
 
-    def _contents(
-        self, vector: Integers, held: dict[int, int], prices: Prices, embedding: int, head: int, visits: int
-    ) -> Contents:
-        attention = tuple(map(int, vector))
-        experts = tuple(held.get(c, 0) for c in range(len(attention)))
+    def _contents(self, row: int, held: dict[int, int], prices: Prices, embedding: int, head: int) -> Contents:
+        attention = tuple(map(int, self.vectors[row]))
+        experts = tuple(held.get(k, 0) for k in range(len(self.problem.expert_kinds)))
         local = tuple(
-            min(a, h) if prices.together(c) else 0 for c, (a, h) in enumerate(zip(attention, experts, strict=True))
+            min(int(a), h) if prices.together(k) else 0
+            for k, (a, h) in enumerate(zip(self.own[row], experts, strict=True))
         )
-        return Contents(attention, experts, local, embedding, head, visits)
+        return Contents(attention, experts, local, embedding, head, int(self.visits[row]))
+
+
+def _membership(problem: Problem) -> NDArray[np.int64]:
+    """1 where the experts of a class (row) are of a kind (column)."""
+    member = np.zeros((len(problem.classes), len(problem.expert_kinds)), np.int64)
+    for k, kind in enumerate(problem.expert_kinds):
+        member[list(kind.classes), k] = 1
+    return member
 
 
 def _that_fit(room: int, n_bytes: int, most: int) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from solver.contents import Contents, Prices
+from solver.contents import Contents, PricedStep, Prices
 from solver.problem import Problem
 
 Row = tuple[str | int, ...]
@@ -22,6 +22,23 @@ class Between:
     rows: Mapping[Row, int]
 
 
+@dataclass(frozen=True)
+class Step:
+    """Cards of group `g` that have at least `least` attentions of a class or experts of a kind, `index`."""
+
+    g: int
+    experts: bool
+    index: int
+    least: int
+
+    @property
+    def row(self) -> Row:
+        return ("step", self.g, self.experts, self.index, self.least)
+
+    def reached(self, contents: Contents) -> bool:
+        return (contents.experts if self.experts else contents.attention)[self.index] >= self.least
+
+
 class Network:
     """What every placement obeys between its cards: rows of a linear program, as least and most of a sum.
 
@@ -35,6 +52,7 @@ class Network:
         self.groups = {first: problem.twins.count(first) for first in dict.fromkeys(problem.twins)}
         self.limits: dict[Row, tuple[int, int]] = dict(self._limits())
         self.between = list(self._between())
+        self.steps: list[Step] = []
         self.highest_price = 4 * self._dearest()
 
     def _dearest(self) -> int:
@@ -45,37 +63,47 @@ class Network:
         away = max((max(map(max, x.ticks)) for x in experts), default=0)
         return max(max(block.ticks) for block in blocks) + away + 4 * max(map(max, problem.hop)) + 1
 
+    def weight(self, name: Row) -> int:
+        """About what one more of a number between cards costs."""
+        hop = max(map(max, self.problem.hop))
+        if name[0] not in ("away", "guests", "moved"):
+            return hop
+        kind = self.problem.expert_kinds[int(name[-1])]
+        least = min(ticks[d] for d, ticks in enumerate(kind.experts.ticks))
+        to_cpu = name[0] == "away" or name[-2] == self.problem.cpu
+        return (max(ticks[self.problem.cpu] for ticks in kind.experts.ticks) - least) if to_cpu else hop
+
     def _limits(self) -> Iterator[tuple[Row, tuple[int, int]]]:
         for c, n in enumerate(self.problem.class_sizes):
             yield ("layers", c), (n, n)
         yield ("start",), (1, 1)
         yield ("end",), (1, 1)
         for g in self.groups:
-            for row in ("embedding", "head", "in", "out"):
+            for row in ("embedding", "head", "in", "out", "cards"):
                 yield (row, g), (0, 0)
             for row in ("opens", "entered", "visits"):
                 yield (row, g), (0, UNLIMITED)
-            for c in self._movable:
+            for k in self._movable:
                 for row in ("sent", "taken", "guests"):
-                    yield (row, g, c), (0, 0)
-                if self._buffer(c, g):
-                    yield ("near", g, c), (0, UNLIMITED)
+                    yield (row, g, k), (0, 0)
+                if self._buffer(k, g):
+                    yield ("near", g, k), (0, UNLIMITED)
         yield ("visits",), (0, 0)
-        for c in self._movable:
-            yield ("away", c), (0, 0)
+        yield ("cards",), (0, 0)
+        for k in self._movable:
+            yield ("away", k), (0, 0)
 
     @property
-    def _movable(self) -> list[int]:
-        """Classes whose experts may leave their attention."""
-        problem = self.problem
-        return [c for c, kind in enumerate(problem.classes) if kind.experts is not None and not problem.whole_layers]
+    def _movable(self) -> range:
+        """Kinds of experts that may leave their attention."""
+        return range(0 if self.problem.whole_layers else len(self.problem.expert_kinds))
 
-    def _buffer(self, c: int, g: int) -> int:
-        return self.problem.buffer(c, g, self.problem.cpu)
+    def _buffer(self, k: int, g: int) -> int:
+        return self.problem.kind_buffer(k, g)
 
     def buffers(self, g: int) -> list[int]:
         """The sizes of buffer that a card of group g may keep."""
-        return sorted({0, *(self._buffer(c, g) for c in self._movable)})
+        return sorted({0, *(self._buffer(k, g) for k in self._movable)})
 
     def _between(self) -> Iterator[Between]:
         cpu = self.problem.devices.index("cpu")
@@ -83,14 +111,16 @@ class Network:
         for g in self.groups:
             rows: dict[Row, int] = {("visits", g): 1, ("in", g): 1, ("out", g): 1, ("visits",): 1}
             yield Between(("visits", g), 0, n_layers, rows)
-            for c in self._movable:
-                rows = {("taken", g, c): -1, ("guests", g, c): 1}
+            yield Between(("cards", g), 0, self.groups[g], {("cards", g): 1, ("cards",): 1})
+            for k in self._movable:
+                rows = {("taken", g, k): -1, ("guests", g, k): 1}
                 if g == cpu:
-                    rows["away", c] = 1
-                yield Between(("guests", g, c), 0, self.problem.class_sizes[c], rows)
+                    rows["away", k] = 1
+                yield Between(("guests", g, k), 0, self.problem.expert_kinds[k].number, rows)
         yield Between(("visits",), 0, n_layers, {("visits",): -1})
-        for c in self._movable:
-            yield Between(("away", c), 0, self.problem.class_sizes[c], {("away", c): -1})
+        yield Between(("cards",), 0, sum(self.groups.values()), {("cards",): -1})
+        for k in self._movable:
+            yield Between(("away", k), 0, self.problem.expert_kinds[k].number, {("away", k): -1})
         for g in self.groups:
             for h in self.groups:
                 yield from self._from_to(g, h)
@@ -101,13 +131,12 @@ class Network:
         there = problem.other_twin(g) if g == h else h
         hop = problem.hop[g][there]
         others = n_cards[g] - 1 if g == h else n_cards[h]
-        for c in self._movable if others else ():
-            experts = problem.classes[c].experts
-            assert experts is not None
-            rows: dict[Row, int] = {("sent", g, c): -1, ("guests", h, c): -1}
-            if self._buffer(c, g) and h != problem.cpu:
-                rows["near", g, c] = 1
-            yield Between(("moved", g, h, c), experts.ticks[g][there], problem.class_sizes[c], rows)
+        for k in self._movable if others else ():
+            kind = problem.expert_kinds[k]
+            rows: dict[Row, int] = {("sent", g, k): -1, ("guests", h, k): -1}
+            if self._buffer(k, g) and h != problem.cpu:
+                rows["near", g, k] = 1
+            yield Between(("moved", g, h, k), kind.experts.ticks[g][there], kind.number, rows)
         n_layers = len(problem.layer_class)
         entries: dict[Row, int] = {("entered", h): n_cards[h]}
         onward = problem.in_order(g, h)
@@ -121,17 +150,26 @@ class Network:
         if problem.in_order(h, g) or not problem.head_in_order:
             yield Between(("end", h, g), nearest, 1, {("head", g): -1, ("out", h): -1, ("end",): 1})
 
+    def add(self, step: Step) -> Between:
+        """Count the cards that reach a step, from now on."""
+        self.steps.append(step)
+        self.limits[step.row] = (0, 0)
+        self.between.append(Between(step.row, 0, self.groups[step.g], {step.row: -1}))
+        return self.between[-1]
+
     def rows_of(self, contents: Contents, g: int) -> dict[Row, int]:
         """What contents of a card of group g count for."""
         rows: dict[Row, int] = {("layers", c): n for c, n in enumerate(contents.attention)}
-        for c in self._movable:
-            rows["sent", g, c] = contents.attention[c] - contents.local[c]
-            rows["taken", g, c] = contents.experts[c] - contents.local[c]
-            if self._buffer(c, g) > contents.staged:
-                rows["near", g, c] = -rows["sent", g, c]
+        own = self.problem.by_kind(contents.attention)
+        for k in self._movable:
+            rows["sent", g, k] = own[k] - contents.local[k]
+            rows["taken", g, k] = contents.experts[k] - contents.local[k]
+            if self._buffer(k, g) > contents.staged:
+                rows["near", g, k] = -rows["sent", g, k]
         rows["embedding", g], rows["head", g] = contents.embedding, contents.head
         rows["visits", g] = -contents.visits
-        rows["entered", g] = -contents.used
+        rows["entered", g] = rows["cards", g] = -contents.used
+        rows |= {step.row: 1 for step in self.steps if step.g == g and step.reached(contents)}
         rows["opens", g] = contents.attention[self.problem.layer_class[0]]
         return rows
 
@@ -139,21 +177,30 @@ class Network:
         """What contents of a card of group g earn at prices `duals` a row, less their own ticks; with a buffer of
         `staged` bytes, or as large as any."""
         problem, opening = self.problem, self.problem.layer_class[0]
-        kinds = list(enumerate(problem.classes))
+        kinds = list(enumerate(problem.expert_kinds))
         return Prices(
             attention=[
                 duals["layers", c] + (duals["opens", g] if c == opening else 0) - kind.attention.ticks[g]
-                for c, kind in kinds
+                for c, kind in enumerate(problem.classes)
             ],
-            local=[0 if kind.experts is None else -kind.experts.ticks[g][g] for _, kind in kinds],
+            local=[-kind.experts.ticks[g][g] for _, kind in kinds],
             sent=[
-                duals.get(("sent", g, c), 0)
-                - (duals.get(("near", g, c), 0) if staged is not None and self._buffer(c, g) > staged else 0)
-                for c, _ in kinds
+                duals.get(("sent", g, k), 0)
+                - (duals.get(("near", g, k), 0) if staged is not None and self._buffer(k, g) > staged else 0)
+                for k, _ in kinds
             ],
-            taken=[duals.get(("taken", g, c), 0) for c, _ in kinds],
+            taken=[duals.get(("taken", g, k), 0) for k, _ in kinds],
             embedding=duals["embedding", g] - problem.embedding.ticks[g],
             head=duals["head", g] - problem.head.ticks[g],
-            used=-duals["entered", g],
+            used=-duals["entered", g] - duals.get(("cards", g), 0),
             visit=-duals["visits", g],
+            attention_steps=self._steps(duals, g, experts=False),
+            experts_steps=self._steps(duals, g, experts=True),
         )
+
+    def _steps(self, duals: Mapping[Row, int], g: int, *, experts: bool) -> list[PricedStep]:
+        return [
+            (step.index, step.least, price)
+            for step in self.steps
+            if step.g == g and step.experts == experts and (price := duals.get(step.row, 0))
+        ]

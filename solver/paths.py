@@ -36,7 +36,7 @@ class PricedWalk:
 
 @dataclass(frozen=True)
 class AwayPrices:
-    """What experts cost that are not with their attention, by (group of the attention, class); and what a byte of room
+    """What experts cost that are not with their attention, by (group of the attention, kind); and what a byte of room
     for guests is worth, by group."""
 
     sent: Mapping[tuple[int, int], float]
@@ -48,18 +48,16 @@ def away_prices(problem: Problem, duals: Mapping[Row, int]) -> list[AwayPrices]:
     mean of the first two."""
     groups, cpu = dict.fromkeys(problem.twins), problem.devices.index("cpu")
     sent, cpu_only, nearest, worth = {}, {}, {}, dict.fromkeys(groups, 0.0)
-    for c, kind in enumerate(problem.classes):
+    for k, kind in enumerate(problem.expert_kinds):
         experts = kind.experts
-        if experts is None:
-            continue
         for g in groups:
             others = [problem.other_twin(g), *(d for d in groups if d != g)]
             away = [experts.ticks[g][d] for d in others if d != g and experts.allowed[d]]
-            nearest[g, c] = min(away, default=NEVER)
-            cpu_only[g, c] = experts.ticks[g][cpu] if experts.allowed[cpu] and g != cpu else nearest[g, c]
-            sent[g, c] = -float(duals.get(("sent", g, c), 0))
+            nearest[g, k] = min(away, default=NEVER)
+            cpu_only[g, k] = experts.ticks[g][cpu] if experts.allowed[cpu] and g != cpu else nearest[g, k]
+            sent[g, k] = -float(duals.get(("sent", g, k), 0))
             if experts.allowed[g]:
-                worth[g] = max(worth[g], duals.get(("taken", g, c), 0) / max(1, experts.bytes[g]))
+                worth[g] = max(worth[g], duals.get(("taken", g, k), 0) / max(1, experts.bytes[g]))
     nothing = dict.fromkeys(groups, 0.0)
     between = {key: (sent[key] + cpu_only[key]) / 2 for key in sent}
     half = {g: value / 2 for g, value in worth.items()}
@@ -81,24 +79,21 @@ class SlicePrices:
         self.prefix: list[Whole] = [
             np.concatenate(([0], np.cumsum(classes == c))).astype(np.int64) for c in range(len(problem.classes))
         ]
-        self.gain = [self._gain(c, prices) for c in range(len(problem.classes))]
-        self.sent = [self._sent(c, prices) for c in range(len(problem.classes))]
+        kinds = range(len(problem.expert_kinds))
+        self.gain = [self._gain(k, prices) for k in kinds]
+        self.sent = [self._sent(k, prices) for k in kinds]
         self.guest_worth = prices.worth[g]
         everything = np.arange(n_layers + 1)
         self.inner = self.of(everything[:, None], everything[None, :], 0, 0)
 
-    def _gain(self, c: int, prices: AwayPrices) -> float:
+    def _gain(self, k: int, prices: AwayPrices) -> float:
         """What an expert block with its attention saves against one elsewhere."""
-        experts = self.problem.classes[c].experts
-        if experts is None or not experts.allowed[self.g]:
-            return 0.0
-        return self._sent(c, prices) - experts.ticks[self.g][self.g]
+        experts = self.problem.expert_kinds[k].experts
+        return self._sent(k, prices) - experts.ticks[self.g][self.g] if experts.allowed[self.g] else 0.0
 
-    def _sent(self, c: int, prices: AwayPrices) -> float:
+    def _sent(self, k: int, prices: AwayPrices) -> float:
         """What an expert block costs that is not with its attention."""
-        if self.problem.classes[c].experts is None:
-            return 0.0
-        return NEVER if self.problem.whole_layers else prices.sent[self.g, c]
+        return NEVER if self.problem.whole_layers else prices.sent[self.g, k]
 
     def of(self, i: Whole, j: Whole, end_bytes: int, end_workspace: int) -> Ticks:
         problem, g = self.problem, self.g
@@ -116,32 +111,31 @@ class SlicePrices:
                 workspace = np.maximum(workspace, np.where(n > 0, kind.experts.workspace, 0))
         room -= workspace
         possible = possible & (room >= 0)
-        return np.where(possible, ticks - self._worth(counts, room) + self._all_away(counts), np.inf)
+        own = [sum((counts[c] for c in kind.classes), np.zeros_like(room)) for kind in problem.expert_kinds]
+        return np.where(possible, ticks - self._worth(own, room) + self._all_away(own), np.inf)
 
-    def _all_away(self, counts: Sequence[Whole]) -> Ticks:
-        return np.asarray(sum(n * sent for n, sent in zip(counts, self.sent, strict=True)))
+    def _all_away(self, own: Sequence[Whole]) -> Ticks:
+        return np.asarray(sum(n * sent for n, sent in zip(own, self.sent, strict=True)))
 
-    def _worth(self, counts: Sequence[Whole], room: Whole) -> Ticks:
+    def _worth(self, own: Sequence[Whole], room: Whole) -> Ticks:
         """What the experts that fit beside the attention save, and what the rest of the room is worth to guests."""
-        worthy = [c for c, gain in enumerate(self.gain) if gain > 0]
+        worthy = [k for k, gain in enumerate(self.gain) if gain > 0]
         best = np.full(room.shape, -np.inf)
         for order in permutations(worthy[:3]):
             for spared in (0, 1, 2) if len(order) > 1 else (0,):
-                best = np.maximum(best, self._packed([*order, *worthy[3:]], spared, counts, room))
+                best = np.maximum(best, self._packed([*order, *worthy[3:]], spared, own, room))
         return best
 
-    def _packed(self, order: Sequence[int], spared: int, counts: Sequence[Whole], room: Whole) -> Ticks:
-        """First class first, but `spared` of it less than fits."""
+    def _packed(self, order: Sequence[int], spared: int, own: Sequence[Whole], room: Whole) -> Ticks:
+        """First kind first, but `spared` of it less than fits."""
         left, worth = room.astype(np.int64), np.zeros(room.shape)
-        for k, c in enumerate(order):
-            experts = self.problem.classes[c].experts
-            assert experts is not None
-            n_bytes = max(1, experts.bytes[self.g])
-            fits = np.minimum(counts[c], np.maximum(0, left) // n_bytes)
-            if k == 0:
+        for nth, k in enumerate(order):
+            n_bytes = max(1, self.problem.expert_kinds[k].experts.bytes[self.g])
+            fits = np.minimum(own[k], np.maximum(0, left) // n_bytes)
+            if nth == 0:
                 fits = np.maximum(0, fits - spared)
             left = left - fits * n_bytes
-            worth += fits * self.gain[c]
+            worth += fits * self.gain[k]
         return worth + left * self.guest_worth
 
 

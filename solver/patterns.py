@@ -1,6 +1,6 @@
 """A bound that does not care which of several equal cards is which.
 
-Devices that are interchangeable form a group. What one card of a group can hold of each class's experts is a *pattern*;
+Devices that are interchangeable form a group. What one card of a group can hold of each kind of experts is a *pattern*;
 integers say how many cards of the group use each pattern, how many attentions sit on them and how many of those have
 their experts on the same card, on another card of the group, or in another group. Every placement has such numbers, so
 the optimum is a lower bound over all placements; docs/model.md says what is given up. No two solutions differ by the
@@ -17,7 +17,7 @@ import numpy as np
 from ortools.sat.python import cp_model
 
 from solver.columns import ColumnSearch
-from solver.contents import Prices, merged, undominated
+from solver.contents import Integers, Prices, merged, undominated
 from solver.load import Held, load_on
 from solver.problem import Problem
 from solver.search import Limits, Status, at_least, bound_of, search, total
@@ -91,16 +91,16 @@ def groups_of(problem: Problem) -> dict[int, int]:
 
 
 def patterns_on(problem: Problem, device: int) -> Iterator[Pattern]:
-    """Every number of experts of each class that `device` can hold beside nothing else, workspace included."""
+    """Every number of experts of each kind that `device` can hold beside nothing else, workspace included."""
 
     def extend(chosen: Pattern, left: int, workspace: int) -> Iterator[Pattern]:
-        c = len(chosen)
-        if c == len(problem.classes):
+        k = len(chosen)
+        if k == len(problem.expert_kinds):
             yield chosen
             return
-        experts, most = problem.classes[c].experts, problem.class_sizes[c]
+        experts, most = problem.expert_kinds[k].experts, problem.expert_kinds[k].number
         yield from extend((*chosen, 0), left, workspace)
-        if experts is None or not experts.allowed[device]:
+        if not experts.allowed[device]:
             return
         needed = max(workspace, experts.workspace)
         for n in range(1, most + 1):
@@ -137,30 +137,42 @@ def worthwhile(problem: Problem, search: ColumnSearch, enough: int, most: int) -
 
 def _most_earned(problem: Problem, g: int, pattern: Pattern, prices: Prices) -> int:
     """At least what any contents with these experts earn; embedding and head take no room here."""
-    need = max(
-        (kind.experts.workspace for kind, n in zip(problem.classes, pattern, strict=True) if n and kind.experts),
-        default=0,
-    )
+    kinds = problem.expert_kinds
+    need = max((kind.experts.workspace for kind, n in zip(kinds, pattern, strict=True) if n), default=0)
     room = problem.usable[g] - need
-    lists, guests = [], 0
-    for kind, n in zip(problem.classes, pattern, strict=True):
-        room -= n * kind.experts.bytes[g] if kind.experts is not None else 0
-    for c, (kind, n, size) in enumerate(zip(problem.classes, pattern, problem.class_sizes, strict=True)):
-        weight = kind.attention.bytes[g]
-        most = size if kind.attention.allowed[g] else 0
-        number = np.arange((min(most, max(0, room) // weight) if weight else most) + 1)
-        if problem.whole_layers and kind.experts is not None:
-            number = number[number == n]
-        sent = prices.sent[c] if kind.experts is not None else 0
-        value = (prices.attention[c] + sent) * number + prices.taken[c] * n
-        if prices.together(c) or problem.whole_layers:
-            value = value + (prices.local[c] - sent - prices.taken[c]) * np.minimum(number, n)
-        guests += prices.taken[c] * n
-        if not len(number):
+    room -= sum(n * kind.experts.bytes[g] for kind, n in zip(kinds, pattern, strict=True))
+    dense = [c for c, kind in enumerate(problem.classes) if kind.experts is None]
+    lists = [_attentions(problem, g, (c,), max(0, room), prices) for c in dense]
+    guests = 0
+    for k, (kind, n) in enumerate(zip(kinds, pattern, strict=True)):
+        n_bytes, value, own = _attentions(problem, g, kind.classes, max(0, room), prices)
+        value = value + prices.sent[k] * own + prices.taken[k] * n
+        if prices.together(k) or problem.whole_layers:
+            value = value + (prices.local[k] - prices.sent[k] - prices.taken[k]) * np.minimum(own, n)
+        guests += prices.taken[k] * n
+        whole = own == n if problem.whole_layers else np.ones(len(own), bool)
+        if not whole.any():
             return -(2**62)
-        lists.append(undominated(number * weight, value, (number,)))
-    used = int(merged(lists, max(0, room)).value.max(initial=-(2**62))) + prices.used + prices.visit
+        lists.append((n_bytes[whole], value[whole], own[whole]))
+    points = [undominated(n_bytes, value, (own,)) for n_bytes, value, own in lists]
+    used = int(merged(points, max(0, room)).value.max(initial=-(2**62))) + prices.used + prices.visit
     return max(used, guests) + max(0, prices.embedding) + max(0, prices.head)
+
+
+def _attentions(
+    problem: Problem, g: int, classes: Sequence[int], room: int, prices: Prices
+) -> tuple[Integers, Integers, Integers]:
+    """Bytes, earnings and numbers of all attentions of some classes that have room, from light to heavy."""
+    most = []
+    for c in classes:
+        weight = problem.classes[c].attention.bytes[g]
+        size = problem.class_sizes[c] if problem.classes[c].attention.allowed[g] else 0
+        most.append(min(size, room // weight) if weight else size)
+    grid = np.indices([n + 1 for n in most]).reshape(len(most), -1)
+    n_bytes = np.array([problem.classes[c].attention.bytes[g] for c in classes]) @ grid
+    order = np.argsort(n_bytes, kind="stable")
+    value = np.array([prices.attention[c] for c in classes]) @ grid
+    return n_bytes[order], value[order], grid.sum(axis=0)[order]
 
 
 def solve_patterns(
@@ -237,10 +249,10 @@ def _cell(problem: Problem, cp: cp_model.CpModel, device: int, size: int, patter
             return max(0, multiple * n_bytes // min(sizes))
 
         limit(total((units(n_bytes), var) for n_bytes, var in zip(sizes, attention, strict=True)), units)
-    local = [cp.new_int_var(0, n if pattern[c] else 0, "") for c, n in enumerate(problem.class_sizes)]
-    for c, n in enumerate(pattern):
-        cp.add(local[c] <= attention[c])
-        cp.add(local[c] <= n * used)
+    local = [cp.new_int_var(0, kind.number if pattern[k] else 0, "") for k, kind in enumerate(problem.expert_kinds)]
+    for k, (kind, n) in enumerate(zip(problem.expert_kinds, pattern, strict=True)):
+        cp.add(local[k] <= sum(attention[c] for c in kind.classes))
+        cp.add(local[k] <= n * used)
     if min(sizes):
         limit(total((1, var) for var in local), lambda left: max(0, min(sum(pattern), left // min(sizes))))
     return _Cell(device, pattern, cards, used, attention, [n * cards for n in pattern], local, ends[0], ends[1])
@@ -251,22 +263,24 @@ def _single(problem: Problem, cp: cp_model.CpModel, device: int) -> _Cell:
     held: list[cp_model.LinearExpr] = []
     local = []
     attention = _attention(problem, cp, device)
-    for c, (kind, n) in enumerate(zip(problem.classes, problem.class_sizes, strict=True)):
-        may_hold = kind.experts is not None and kind.experts.allowed[device]
-        held.append(cp.new_int_var(0, n * may_hold, ""))
-        local.append(cp.new_int_var(0, n * may_hold, ""))
-        cp.add(local[c] <= attention[c])
-        cp.add(local[c] <= held[c])
+    for kind in problem.expert_kinds:
+        most = kind.number * kind.experts.allowed[device]
+        held.append(cp.new_int_var(0, most, ""))
+        local.append(cp.new_int_var(0, most, ""))
+        cp.add(local[-1] <= sum(attention[c] for c in kind.classes))
+        cp.add(local[-1] <= held[-1])
     used = cp.new_bool_var("")
     cp.add(sum(attention) >= used)
     cp.add(sum(attention) <= len(problem.layer_class) * used)
     embedding = cp.new_int_var(0, int(problem.embedding.allowed[device]), "")
     head = cp.new_int_var(0, int(problem.head.allowed[device]), "")
-    blocks = []
-    for c, (kind, n) in enumerate(zip(problem.classes, problem.class_sizes, strict=True)):
-        blocks.append(Held.of(kind.attention, device, attention[c], n))
-        if kind.experts is not None:
-            blocks.append(Held.of(kind.experts, device, held[c], n))
+    blocks = [
+        Held.of(kind.attention, device, var, n)
+        for kind, var, n in zip(problem.classes, attention, problem.class_sizes, strict=True)
+    ]
+    blocks += [
+        Held.of(kind.experts, device, var, kind.number) for kind, var in zip(problem.expert_kinds, held, strict=True)
+    ]
     cp.add(load_on(problem, cp, device, embedding, head, blocks) <= problem.usable[device])
     return _Cell(device, None, cp.new_constant(1), used, attention, held, local, embedding, head)
 
@@ -280,8 +294,8 @@ def _room(problem: Problem, device: int, pattern: Pattern) -> int:
     """Bytes left on a card beside a pattern's experts and their workspace; that of other blocks is not counted, which
     is a relaxation where it is larger."""
     room, workspace = problem.usable[device], 0
-    for kind, n in zip(problem.classes, pattern, strict=True):
-        if n and kind.experts is not None:
+    for kind, n in zip(problem.expert_kinds, pattern, strict=True):
+        if n:
             room -= n * kind.experts.bytes[device]
             workspace = max(workspace, kind.experts.workspace)
     return room - workspace
@@ -298,17 +312,17 @@ def _ends_and_experts(
     for c, (kind, n) in enumerate(zip(problem.classes, problem.class_sizes, strict=True)):
         cp.add(sum(cell.attention[c] for cell in cells) == n)
         ticks += total((kind.attention.ticks[cell.device], cell.attention[c]) for cell in cells)
-        if kind.experts is None:
-            continue
-        ticks += total((kind.experts.ticks[cell.device][cell.device], cell.local[c]) for cell in cells)
-        away = 0 if problem.whole_layers else n
+    for k, alike in enumerate(problem.expert_kinds):
+        experts, away = alike.experts, 0 if problem.whole_layers else alike.number
+        ticks += total((experts.ticks[cell.device][cell.device], cell.local[k]) for cell in cells)
         moved = {(a, d): cp.new_int_var(0, away if a != d or groups[a] > 1 else 0, "") for a in groups for d in groups}
         for g in groups:
             mine = [cell for cell in cells if cell.device == g]
-            cp.add(sum(cell.attention[c] - cell.local[c] for cell in mine) == sum(moved[g, d] for d in groups))
-            cp.add(sum(cell.held[c] - cell.local[c] for cell in mine) == sum(moved[a, g] for a in groups))
+            own = total((1, cell.attention[c]) for cell in mine for c in alike.classes)
+            cp.add(own - sum(cell.local[k] for cell in mine) == sum(moved[g, d] for d in groups))
+            cp.add(sum(cell.held[k] - cell.local[k] for cell in mine) == sum(moved[a, g] for a in groups))
         for (a, d), var in moved.items():
-            ticks += kind.experts.ticks[a][problem.other_twin(a) if a == d else d] * var
+            ticks += experts.ticks[a][problem.other_twin(a) if a == d else d] * var
     return ticks
 
 

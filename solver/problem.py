@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from math import prod
 
 from cost_models import CostModel, Step
 from cost_models.memory import growth_bytes
@@ -21,6 +22,9 @@ TICKS = 10**9
 """Resolution: one tick is about 1e-9 of a plan's objective, so that rounding stays near 1e-7 of it."""
 MOST_TICKS = 2**60
 """What the terms of an objective may add up to, one for each pair of devices, with room to spare in 64 bits."""
+
+MOST_TOGETHER = 10_000
+"""Ways to combine attentions of classes with equal experts beyond which such classes stay apart."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,17 @@ class ExpertsCosts:
 class LayerClass:
     attention: BlockCosts
     experts: ExpertsCosts | None
+
+
+@dataclass(frozen=True)
+class ExpertKind:
+    """Experts that cost the same, those of layers of `classes`, `number` in all: only their attention differs.
+    `staging`: bytes of the buffer that a GPU may have to keep for them."""
+
+    experts: ExpertsCosts
+    classes: tuple[int, ...]
+    number: int
+    staging: int
 
 
 @dataclass(frozen=True)
@@ -98,6 +113,40 @@ class Problem:
         return tuple(self.layer_class.count(c) for c in range(len(self.classes)))
 
     @cached_property
+    def expert_kinds(self) -> tuple[ExpertKind, ...]:
+        """Classes with equal experts together, as long as their attentions can be combined in few ways: a class more
+        multiplies them by its layers and one."""
+        together: list[list[int]] = []
+        for c, kind in enumerate(self.classes):
+            if kind.experts is None:
+                continue
+            alike = (many for many in together if self._may_join(c, many))
+            many = next(alike, None)
+            if many is None:
+                together.append([c])
+            else:
+                many.append(c)
+        return tuple(
+            ExpertKind(
+                experts,
+                tuple(many),
+                sum(self.class_sizes[c] for c in many),
+                self.staging[many[0]] if self.staging else 0,
+            )
+            for many in together
+            if (experts := self.classes[many[0]].experts) is not None
+        )
+
+    def _may_join(self, c: int, many: Sequence[int]) -> bool:
+        same = self.classes[c].experts == self.classes[many[0]].experts
+        staged = not self.staging or self.staging[c] == self.staging[many[0]]
+        return same and staged and prod(self.class_sizes[k] + 1 for k in (*many, c)) <= MOST_TOGETHER
+
+    def by_kind(self, numbers: Sequence[int]) -> tuple[int, ...]:
+        """Numbers of layers by class as numbers by kind of experts."""
+        return tuple(sum(numbers[c] for c in kind.classes) for kind in self.expert_kinds)
+
+    @cached_property
     def cpu(self) -> int:
         return self.devices.index("cpu")
 
@@ -115,6 +164,10 @@ class Problem:
     def in_order(self, a: int, b: int) -> bool:
         """Whether attention may go on from device a to b."""
         return self.rank is None or self.rank[a] <= self.rank[b]
+
+    def kind_buffer(self, k: int, a: int) -> int:
+        """Bytes of the buffer that device a keeps if it has attention whose experts, of kind k, are on the CPU."""
+        return self.expert_kinds[k].staging if a != self.cpu else 0
 
     def buffer(self, c: int, a: int, d: int | None) -> int:
         """Bytes of the buffer that device a keeps if it has attention of class c whose experts are on d."""
@@ -190,15 +243,16 @@ def build_problem(
             deviation=deviation(found),
         )
 
-    keys: dict[tuple[object, ...], int] = {}
-    classes: list[LayerClass] = []
-    layer_class = []
+    keys: dict[tuple[object, ...], LayerClass] = {}
+    kinds: list[LayerClass] = []
     for layer, same in enumerate(costs.layer_class):
         key = (same, allowed("attention", layer), allowed("experts", layer))
         if key not in keys:
-            keys[key] = len(classes)
-            classes.append(LayerClass(block("attention", layer), experts(layer)))
-        layer_class.append(keys[key])
+            keys[key] = LayerClass(block("attention", layer), experts(layer))
+        kinds.append(keys[key])
+    # Layers that differ in what no step of this workload sees are of one class, unless single experts are told apart.
+    classes = list(keys.values()) if granularity == "expert" else list(dict.fromkeys(kinds))
+    layer_class = [next(c for c, one in enumerate(classes) if one is kind or one == kind) for kind in kinds]
     return Problem(
         devices=names,
         usable=tuple(max(0, costs.usable_bytes(d) - costs.overhead_bytes(d)) for d in names),

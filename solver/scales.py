@@ -51,7 +51,8 @@ class Scales:
             n = self.n_classes
             attention, experts, sent = (numbers[FIRST + k * n : FIRST + (k + 1) * n] for k in range(3))
             staged = max((self.problem.staging[c] for c, number in enumerate(sent) if number), default=0)
-            held = Contents(attention, experts, (0,) * n, numbers[EMBEDDING], numbers[HEAD], staged=staged)
+            kinds = self.problem.by_kind(experts)
+            held = Contents(attention, kinds, (0,) * len(kinds), numbers[EMBEDDING], numbers[HEAD], staged=staged)
             self._used[key] = held.bytes(self.problem, d)
         return self.problem.usable[d] - self._used[key]
 

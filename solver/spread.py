@@ -21,7 +21,7 @@ class _Card:
 
 
 Held = dict[int, tuple[int, ...]]
-"""Experts by class on a device."""
+"""Experts by kind on a device."""
 
 
 def spread(problem: Problem, loads: Sequence[Load]) -> tuple[list[Walk], Held]:
@@ -73,7 +73,7 @@ def in_runs(problem: Problem, counts: Counts) -> tuple[Walk, Held]:
     classes, devices = range(len(problem.classes)), range(len(problem.devices))
     attention = [d for d in counts.route for c in classes for _ in range(counts.attention[c, d])]
     held = {
-        d: tuple(sum(counts.experts.get((c, a, d), 0) for a in devices) for c in classes)
+        d: problem.by_kind([sum(counts.experts.get((c, a, d), 0) for a in devices) for c in classes])
         for d in devices
         if d != problem.cpu
     }
@@ -83,7 +83,6 @@ def in_runs(problem: Problem, counts: Counts) -> tuple[Walk, Held]:
 def _room(problem: Problem, d: int, load: Load) -> int:
     """Bytes beside the experts of a pattern."""
     room = problem.usable[d]
-    for kind, n in zip(problem.classes, load.pattern or (), strict=False):
-        if kind.experts is not None:
-            room -= n * kind.experts.bytes[d]
+    for kind, n in zip(problem.expert_kinds, load.pattern or (), strict=False):
+        room -= n * kind.experts.bytes[d]
     return room

@@ -1,7 +1,7 @@
 """How often a token must come to a card: layers of different classes take turns, and a card may want only some of them.
 
 Attention on a card forms runs of neighbouring layers, *windows*. What one window can hold of each class is known from
-the order of the layers, and so is what two can; contents that no two windows make up need three visits at least.
+the order of the layers, and so is what two can, and more: contents that no k windows make up need k + 1 visits at least.
 """
 
 from __future__ import annotations
@@ -14,16 +14,19 @@ from numpy.typing import NDArray
 from solver.problem import Problem
 
 Vectors = NDArray[np.int64]
+MOST_CELLS = 12_000
+"""Numbers of attentions by class up to which the windows of all of them are known."""
 MOST_VECTORS = 4000
-"""Vectors that two windows make up beyond which they are not told apart from all others."""
+"""Otherwise: numbers that two windows make up beyond which they are not told apart from all others."""
 
 
 class Windows:
-    """Numbers of attentions by class that one window makes up, and two."""
+    """Numbers of attentions by class that one window makes up, and two, and so on."""
 
     def __init__(self, problem: Problem) -> None:
         self._classes = np.array(problem.layer_class)
         self._n_classes = len(problem.classes)
+        self._sizes = np.bincount(self._classes, minlength=self._n_classes)
 
     @cached_property
     def one(self) -> Vectors:
@@ -36,36 +39,69 @@ class Windows:
         return np.unique(prefix[stops] - prefix[starts], axis=0)
 
     @cached_property
-    def two(self) -> Vectors | None:
-        """Each row what two windows may hold, those of one window left out; None if these are too many to list."""
-        one, sizes = self.one, np.bincount(self._classes, minlength=self._n_classes)
-        if len(one) ** 2 > 4_000_000:
-            return None
-        shape = tuple(sizes + 1)
-        if np.prod(np.array(shape, dtype=float)) > 1e7:
-            return None
+    def listed(self) -> tuple[Vectors, Vectors]:
+        """Numbers by class, and the fewest windows that may make each of them up; all others need `beyond`."""
+        shape = tuple(self._sizes + 1)
+        if np.prod(np.array(shape, dtype=float)) <= MOST_CELLS:
+            fewest = self._fewest(shape)
+            found = np.argwhere(fewest > 0)
+            return found, fewest[tuple(found.T)]
+        two = self._two(shape)
+        found = np.concatenate([self.one, two])
+        return found, np.repeat(np.array([1, 2], np.int64), [len(self.one), len(two)])
+
+    def _fewest(self, shape: tuple[int, ...]) -> Vectors:
+        """The fewest windows for all numbers (0 for none): those of k and one more, as sums of two sets (by FFT)."""
+        fewest = np.zeros(shape, np.int64)
+        fewest[tuple(self.one.T)] = 1
+        padded = [2 * n for n in shape]
+        axes = tuple(range(len(shape)))
+        windows = np.fft.rfftn(fewest, padded, axes)
+        reached = (fewest > 0).astype(np.float64)
+        cells = tuple(slice(0, n) for n in shape)
+        for k in range(2, len(self._classes) + 1):
+            sums = np.fft.irfftn(np.fft.rfftn(reached, padded, axes) * windows, padded, axes)[cells]
+            fresh = (sums > 0.5) & (fewest == 0)
+            fresh[(0,) * len(shape)] = False
+            if not fresh.any():
+                break
+            fewest[fresh] = k
+            reached = (fewest > 0).astype(np.float64)
+        return fewest
+
+    def _two(self, shape: tuple[int, ...]) -> Vectors:
+        """Each row what two windows may hold, those of one window left out; none if these are too many to list."""
+        one, nothing = self.one, np.zeros((0, self._n_classes), np.int64)
+        if len(one) ** 2 > 4_000_000 or np.prod(np.array(shape, dtype=float)) > 1e7:
+            return nothing
         sums = (one[:, None, :] + one[None, :, :]).reshape(-1, self._n_classes)
-        sums = sums[np.all(sums <= sizes, axis=1)]
+        sums = sums[np.all(sums <= self._sizes, axis=1)]
         there = np.zeros(shape, dtype=bool)
         there[tuple(sums.T)] = True
         there[tuple(one.T)] = False
         found = np.argwhere(there)
-        return found if len(found) <= MOST_VECTORS else None
+        return found if len(found) <= MOST_VECTORS else nothing
 
     @property
     def matter(self) -> bool:
         """False where one window makes up (nearly) everything that fits the counts: nothing to gain by telling."""
-        sizes = np.bincount(self._classes, minlength=self._n_classes)
         runs = 1 + int(np.count_nonzero(np.diff(self._classes)))
-        return runs > 2 * len(sizes)
+        return runs > 2 * len(self._sizes)
+
+    @cached_property
+    def beyond(self) -> int:
+        """At least so many visits does a card need that holds anything else; 0 where everything is listed."""
+        vectors, visits = self.listed
+        complete = len(vectors) + 1 == np.prod(np.array(self._sizes + 1, dtype=float))
+        return 0 if complete else 1 + int(visits.max(initial=0))
 
     @cached_property
     def _visits(self) -> dict[tuple[int, ...], int]:
-        known = {tuple(map(int, row)): 2 for row in (self.two if self.two is not None else ())}
-        known.update({tuple(map(int, row)): 1 for row in self.one})
+        vectors, visits = self.listed
+        known = {tuple(map(int, row)): int(n) for row, n in zip(vectors, visits, strict=True)}
         known[(0,) * self._n_classes] = 0
         return known
 
     def visits(self, attention: tuple[int, ...]) -> int:
         """At least so many visits does a card need that holds so many attentions of each class."""
-        return self._visits.get(attention, 2 if self.two is None else 3)
+        return self._visits.get(attention, self.beyond)
