@@ -140,6 +140,18 @@ class ColumnSearch:
             master.columns[k][2].SetLb(0)
         return [master.columns[k][:2] for k, n in settled.items() for _ in range(n)]
 
+    def settled(self) -> list[tuple[int, Contents]]:
+        """Whole contents of all cards that the bound is reached with; none where it mixes any. Nothing lies below the
+        bound then, as far as numbers tell: what is missing is the order of the layers."""
+        node = self._heap[0][2] if self._heap else None
+        if node is None or node.branch is not None:
+            return []
+        self._master.restrict(node.ranges)
+        if self._master.solve() is None:
+            return []
+        used = [(g, contents, var.solution_value()) for g, contents, var in self._master.columns]
+        return [(g, contents) for g, contents, n in used if g != self.problem.cpu for _ in range(round(n))]
+
     def _warm_up(self, deadline: float, rounds: int) -> None:
         """Columns from quick knapsacks, as long as they bring new ones: exact ones cost several times as much."""
         for _ in range(rounds):

@@ -137,11 +137,18 @@ class Knapsack:
     def __init__(self, problem: Problem, device: int) -> None:
         self.problem, self.device = problem, device
         self._levels = [level for one in nominal(problem, device) for level in _levels(one, device)]
+        if len(self._levels) > 1 and self._levels[-1].ample:
+            # Room for everything beside the largest workspace: nothing is gained by keeping less.
+            self._levels = self._levels[-1:]
+        self._for_guests: dict[tuple[object, ...], _Level] = {}
+        for level in self._levels:
+            self._for_guests.setdefault(level.guests, level)
 
     def best(self, prices: Prices, visits: int = 1) -> tuple[int, Contents]:
         """The most that contents of this device can earn, and contents that do (where lists were thinned, that earn
         about as much but may not fit). A card that is used at all is taken to need so many `visits`."""
-        return max((level.best(prices, visits) for level in self._levels), key=lambda found: found[0])
+        levels = self._levels if visits else self._for_guests.values()
+        return max((level.best(prices, visits) for level in levels), key=lambda found: found[0])
 
     def quick(self, prices: Prices) -> Contents:
         """Good contents: the best beside the largest workspace, for a card that is visited once."""
@@ -180,6 +187,11 @@ class _Level:
         # Where there is room for everything at once, bytes do not matter.
         everything = problem.embedding.bytes[device] + problem.head.bytes[device]
         self.ample = everything + sum(int(grid.bytes[-1]) for grid in self.grids) <= self.room
+
+    @property
+    def guests(self) -> tuple[object, ...]:
+        """What a card without attention may hold here: of levels that agree the first has most room."""
+        return self.problem, *self.ends, *(int(grid.experts.max(initial=0)) > 0 for grid in self.grids)
 
     def best(self, prices: Prices, visits: int) -> tuple[int, Contents]:
         """As a card that is used, or that has guests and ends only."""

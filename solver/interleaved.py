@@ -37,6 +37,7 @@ class InterleavedKnapsack:
         rows = self._fitting(vectors, visits)
         self.vectors, self.visits = vectors[rows], visits[rows]
         self.own = np.array(self.vectors) @ _membership(problem)
+        self._grids: dict[tuple[int, int], tuple[Integers, Integers]] = {}
         self._nominal = [self]
         if problem.robust is not None:
             self._nominal = [InterleavedKnapsack(one, device, windows) for one in nominal(problem, device)]
@@ -139,7 +140,7 @@ class InterleavedKnapsack:
             n_bytes = x.bytes[self.device]
             worth = max(worth, each / n_bytes) if n_bytes else worth
             free += 0 if n_bytes else max(0, each) * most
-        return worth * left + free + 1.0
+        return np.asarray(worth * left + free + 1.0, np.float64)
 
     def _with_experts(
         self, own: Integers, left: Integers, alone: Integers, prices: Prices
@@ -178,9 +179,11 @@ class InterleavedKnapsack:
     def _gains(self, k: int, most: int, prices: Prices) -> NDArray[np.int64]:
         """What h experts of kind k beside their a attentions earn, over that the attentions are alone: rows a, columns
         h."""
-        a, h = np.mgrid[: self.problem.expert_kinds[k].number + 1, : most + 1]
-        together = max(0, prices.local[k] - prices.sent[k] - prices.taken[k])
-        gains = prices.taken[k] * h + together * np.minimum(a, h)
+        if (k, most) not in self._grids:
+            a, h = np.mgrid[: self.problem.expert_kinds[k].number + 1, : most + 1]
+            self._grids[k, most] = h, np.minimum(a, h)
+        h, local = self._grids[k, most]
+        gains = prices.taken[k] * h + max(0, prices.local[k] - prices.sent[k] - prices.taken[k]) * local
         for of, least, price in prices.experts_steps:
             if of == k:
                 gains = gains + price * (h >= least)

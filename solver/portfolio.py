@@ -15,7 +15,7 @@ from profiles.placement import Objective, Placement
 from solver.assignment import Assignment, Counts, arrange, names_in_turn
 from solver.busiest import solve_busiest
 from solver.columns import ColumnSearch
-from solver.contents import contents_of
+from solver.contents import Contents, contents_of
 from solver.counts import solve_counts
 from solver.deal import Deal
 from solver.deviations import reserved
@@ -46,9 +46,11 @@ RESERVED_SHARE = 0.4
 """Share of the time for plans that keep too much free for deviations."""
 UNORDERED_SHARE = 0.5
 """Share of the time for the search without a target's order of devices."""
-ROUNDS_PER_SECOND = 20
-"""Linear programs of the branching for each second of the time limit: about a fifth of it on two slow cores. All shares
+ROUNDS_PER_SECOND = 60
+"""Linear programs of the branching for each second of the time limit: about a third of it on two slow cores. All shares
 add up to less than the limit, so that the plan does not depend on how busy the machine is."""
+FIRST_ROUNDS = 0.25
+"""Share of these before anything that is slower."""
 
 
 class ProvedInfeasible(Exception):
@@ -207,16 +209,25 @@ class Portfolio:
         starts = self._walks(columns, deal)
         for walk in starts[:1]:
             self._filled(walk)
+        self._polished(starts[:1], deal)
+        rounds = math.ceil(ROUNDS_PER_SECOND * min(self.limits.seconds, 10))
+        if self.problem.unordered is not None:
+            # Equal cards in order are groups of one: a round takes longer, and the bound without order is known.
+            rounds = math.ceil(rounds / 5)
+        self._branched(columns, math.ceil(FIRST_ROUNDS * rounds))
         self._by_patterns(columns, deal, FEW_PATTERNS)
-        self._polished(starts, deal)
-        self._dived(columns)
-        if not self.closed:
-            rounds = math.ceil(ROUNDS_PER_SECOND * min(self.limits.seconds, 10))
-            if self.problem.unordered is not None:
-                # Equal cards in order are groups of one: a round takes longer, and the bound without order is known.
-                rounds = math.ceil(rounds / 5)
-            self.bound = max(self.bound, columns.improve(self._enough, rounds, self.deadline))
+        self._polished(starts[1:], deal)
+        self._loaded(columns.dive(self.deadline) if not self.closed else [])
+        self._branched(columns, rounds)
         self._by_patterns(columns, deal, MAX_PATTERNS)
+
+    def _branched(self, columns: ColumnSearch, rounds: int) -> None:
+        """A better bound of the columns, and a plan of the contents where these are whole."""
+        if self.closed:
+            return
+        self.bound = max(self.bound, columns.improve(self._enough, rounds, self.deadline))
+        if not self.closed:
+            self._loaded(columns.settled())
 
     def _by_scip(self) -> None:
         """Counts that another solver finds, laid out and polished; they prove nothing here."""
@@ -245,11 +256,8 @@ class Portfolio:
         starts, held = spread(self.problem, loads)
         self._with_held(min(starts, key=Deal(self.problem, held).of), held)
 
-    def _dived(self, columns: ColumnSearch) -> None:
-        """A plan from whole contents that the columns settle on."""
-        if self.closed:
-            return
-        cards = columns.dive(self.deadline)
+    def _loaded(self, cards: Sequence[tuple[int, Contents]]) -> None:
+        """A plan from what each card holds."""
         loads = [Load(g, 1, held.experts, held.attention, bool(held.embedding), bool(held.head)) for g, held in cards]
         if loads and all(sum(load.attention[c] for load in loads) <= n for c, n in enumerate(self.problem.class_sizes)):
             self._spread(loads)
