@@ -79,7 +79,7 @@ class Network:
         yield ("start",), (1, 1)
         yield ("end",), (1, 1)
         for g in self.groups:
-            for row in ("embedding", "head", "in", "out", "cards"):
+            for row in ("embedding", "head", "in", "out", "cards", "embeddings", "heads"):
                 yield (row, g), (0, 0)
             for row in ("opens", "entered", "visits"):
                 yield (row, g), (0, UNLIMITED)
@@ -112,6 +112,8 @@ class Network:
             rows: dict[Row, int] = {("visits", g): 1, ("in", g): 1, ("out", g): 1, ("visits",): 1}
             yield Between(("visits", g), 0, n_layers, rows)
             yield Between(("cards", g), 0, self.groups[g], {("cards", g): 1, ("cards",): 1})
+            for row in ("embeddings", "heads"):
+                yield Between((row, g), 0, 1, {(row, g): -1})
             for k in self._movable:
                 rows = {("taken", g, k): -1, ("guests", g, k): 1}
                 if g == cpu:
@@ -166,7 +168,8 @@ class Network:
             rows["taken", g, k] = contents.experts[k] - contents.local[k]
             if self._buffer(k, g) > contents.staged:
                 rows["near", g, k] = -rows["sent", g, k]
-        rows["embedding", g], rows["head", g] = contents.embedding, contents.head
+        rows["embedding", g] = rows["embeddings", g] = contents.embedding
+        rows["head", g] = rows["heads", g] = contents.head
         rows["visits", g] = -contents.visits
         rows["entered", g] = rows["cards", g] = -contents.used
         rows |= {step.row: 1 for step in self.steps if step.g == g and step.reached(contents)}
@@ -190,8 +193,8 @@ class Network:
                 for k, _ in kinds
             ],
             taken=[duals.get(("taken", g, k), 0) for k, _ in kinds],
-            embedding=duals["embedding", g] - problem.embedding.ticks[g],
-            head=duals["head", g] - problem.head.ticks[g],
+            embedding=duals["embedding", g] + duals.get(("embeddings", g), 0) - problem.embedding.ticks[g],
+            head=duals["head", g] + duals.get(("heads", g), 0) - problem.head.ticks[g],
             used=-duals["entered", g] - duals.get(("cards", g), 0),
             visit=-duals["visits", g],
             attention_steps=self._steps(duals, g, experts=False),

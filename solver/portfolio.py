@@ -269,7 +269,10 @@ class Portfolio:
             start, held = start.renamed(names), {names[d]: experts for d, experts in held.items()}
         self._filled(start, held)
         if not self.closed:
-            self._filled(self._polish(start, Deal(self.problem, held), steps=2 * STEPS), held)
+            better = self._polish(start, Deal(self.problem, held), steps=2 * STEPS)
+            self._filled(better, held)
+            if not self.closed:
+                self._filled(self._polish(better, Deal(self.problem)))
 
     def _walks(self, columns: ColumnSearch, deal: Deal) -> list[Walk]:
         """Contiguous walks at the columns' prices, the most promising ones first."""
