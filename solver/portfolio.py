@@ -22,7 +22,6 @@ from solver.deviations import reserved
 from solver.evaluate import Evaluation, judge
 from solver.fill import fill
 from solver.free_order import is_small, solve_free_order
-from solver.merge import merge
 from solver.paths import away_prices, walks
 from solver.patterns import MAX_PATTERNS, Load, solve_patterns, worthwhile
 from solver.polish import polish
@@ -134,9 +133,7 @@ class Portfolio:
 
     def _by_cards(self) -> None:
         """What does not ask for the order of the layers."""
-        self._by_merged()
-        if not self.closed:
-            self._by_columns()
+        self._by_columns()
         if not self.closed:
             self._by_scip()
         if not self.closed:
@@ -176,28 +173,6 @@ class Portfolio:
         search.run([] if self.best is None else [self.best.placement])
         self.best, self.incumbent = search.best, search.incumbent
         self.bound = max(self.bound, search.bound)
-
-    def _by_merged(self) -> None:
-        """The bound of a coarser problem, and walks from its best loads."""
-        merged = merge(self.problem)
-        if merged is None:
-            return
-        columns = ColumnSearch(merged.problem)
-        enough = self._enough - merged.constant
-        self.bound = max(self.bound, columns.start([], enough, self.deadline) + merged.constant)
-        patterns = worthwhile(merged.problem, columns, enough, MAX_PATTERNS) if columns.first.prices else None
-        if self.closed or not patterns:
-            return
-        floor = max(0, self.bound - merged.constant)
-        found = solve_patterns(merged.problem, self._limits(0.05), patterns, floor=floor)
-        self.bound = max(self.bound, min(found.bound + merged.constant, self._enough))
-        if found.loads and not self.closed:
-            starts, _ = spread(merged.problem, found.loads)
-            deal = Deal(self.problem)
-            start = min(starts, key=deal.of)
-            self._filled(start)
-            if not self.closed:
-                self._filled(self._polish(start, deal))
 
     def _by_columns(self) -> None:
         """The columns' bound and walks at their prices, then branching, and whole patterns once they are few."""
