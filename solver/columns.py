@@ -122,10 +122,11 @@ class ColumnSearch:
         return self.bound
 
     def dive(self, deadline: float) -> list[tuple[int, Contents]]:
-        """Whole contents of cards, one after the other: those that the linear program uses most are settled, and it is
-        solved again for the others, with new columns. A plan may not come of it, and no bound does."""
+        """Whole contents of cards where the bound is least: those that the linear program uses wholly are settled, or
+        else those that it uses most, and it is solved again for the other cards, with new columns. A plan may not come
+        of it, and no bound does."""
         master, cpu = self._master, self.problem.cpu
-        master.restrict({})
+        master.restrict(self._heap[0][2].ranges if self._heap else {})
         settled: dict[int, int] = {}
         cards = sum(size for g, size in self.network.groups.items() if g != cpu)
         while sum(settled.values()) < cards and time.perf_counter() < deadline:
@@ -133,31 +134,20 @@ class ColumnSearch:
             if master.solve() is None:
                 break
             self.rounds += 1
-            left = [
-                (variable.solution_value() - settled.get(k, 0), k)
+            left = {
+                k: variable.solution_value() - settled.get(k, 0)
                 for k, (g, _, variable) in enumerate(master.columns)
                 if g != cpu
-            ]
-            most, k = max(left, default=(0.0, 0))
+            }
+            most = max(left.values(), default=0.0)
             if most < WHOLE:
                 break
-            settled[k] = settled.get(k, 0) + max(1, int(most + WHOLE))
-            master.columns[k][2].SetLb(settled[k])
+            for k in [k for k, n in left.items() if n > 1 - WHOLE] or [max(left, key=lambda k: (left[k], k))]:
+                settled[k] = settled.get(k, 0) + max(1, int(left[k] + WHOLE))
+                master.columns[k][2].SetLb(settled[k])
         for k in settled:
             master.columns[k][2].SetLb(0)
         return [master.columns[k][:2] for k, n in settled.items() for _ in range(n)]
-
-    def settled(self) -> list[tuple[int, Contents]]:
-        """Whole contents of all cards that the bound is reached with; none where it mixes any. Nothing lies below the
-        bound then, as far as numbers tell: what is missing is the order of the layers."""
-        node = self._heap[0][2] if self._heap else None
-        if node is None or node.branch is not None:
-            return []
-        self._master.restrict(node.ranges)
-        if self._master.solve() is None:
-            return []
-        used = [(g, contents, var.solution_value()) for g, contents, var in self._master.columns]
-        return [(g, contents) for g, contents, n in used if g != self.problem.cpu for _ in range(round(n))]
 
     def _warm_up(self, deadline: float, rounds: int) -> None:
         """Columns from quick knapsacks, as long as they bring new ones: exact ones cost several times as much."""
@@ -252,21 +242,20 @@ class ColumnSearch:
         return None, 0.0
 
     def _broken_step(self, experts: bool) -> tuple[Step | None, float]:
-        """The step that the least whole number of cards reaches."""
-        best: tuple[float, Step | None, float] = (WHOLE, None, 0.0)
+        """The step that the least whole number of cards reaches, counting more where a card more would save more."""
+        best: tuple[float, Step | None, float] = (0.0, None, 0.0)
         for g, size in self.network.groups.items():
-            used = [
-                (v, held) for h, held, var in self._master.columns if h == g and (v := var.solution_value()) > WHOLE
-            ]
+            used = [(v, held) for h, held, var in self._master.columns if h == g and (v := var.solution_value()) > WHOLE]
             if g == self.problem.cpu and size == 1:
                 continue
+            worth = max(WHOLE, -self._master.cards[g].dual_value())
             columns = [(v, held.experts if experts else held.attention) for v, held in used]
             for index in range(len(columns[0][1]) if columns else 0):
                 for least in sorted({numbers[index] for _, numbers in columns} - {0}):
                     reached = sum(v for v, numbers in columns if numbers[index] >= least)
-                    far = abs(reached - round(reached))
-                    if far > best[0] + WHOLE:
-                        best = far, Step(g, experts, index, least), reached
+                    score = worth * abs(reached - round(reached))
+                    if _is_broken(reached) and score > best[0] * (1 + WHOLE):
+                        best = score, Step(g, experts, index, least), reached
         return best[1:]
 
 

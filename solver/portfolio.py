@@ -183,26 +183,25 @@ class Portfolio:
             return
         starts = self._walks(columns, deal)
         for walk in starts[:1]:
-            self._filled(walk)
-        self._polished(starts[:1], deal)
+            if deal.of(walk) * (1 - 2 * self.limits.relative_gap) <= self.bound or self.incumbent is None:
+                self._filled(walk)
         rounds = math.ceil(ROUNDS_PER_SECOND * min(self.limits.seconds, 10))
         if self.problem.unordered is not None:
             # Equal cards in order are groups of one: a round takes longer, and the bound without order is known.
             rounds = math.ceil(rounds / 5)
         self._branched(columns, math.ceil(FIRST_ROUNDS * rounds))
+        self._polished(starts[:1], deal)
         self._by_patterns(columns, deal, FEW_PATTERNS)
         self._polished(starts[1:], deal)
-        self._loaded(columns.dive(self.deadline) if not self.closed else [])
         self._branched(columns, rounds)
         self._by_patterns(columns, deal, MAX_PATTERNS)
 
     def _branched(self, columns: ColumnSearch, rounds: int) -> None:
-        """A better bound of the columns, and a plan of the contents where these are whole."""
-        if self.closed:
-            return
-        self.bound = max(self.bound, columns.improve(self._enough, rounds, self.deadline))
+        """A better bound of the columns, and a plan of whole contents near it."""
         if not self.closed:
-            self._loaded(columns.settled())
+            self.bound = max(self.bound, columns.improve(self._enough, rounds, self.deadline))
+        if not self.closed:
+            self._loaded(columns.dive(self.deadline))
 
     def _by_scip(self) -> None:
         """Counts that another solver finds, laid out and polished; they prove nothing here."""
