@@ -245,7 +245,9 @@ class ColumnSearch:
         """The step that the least whole number of cards reaches, counting more where a card more would save more."""
         best: tuple[float, Step | None, float] = (0.0, None, 0.0)
         for g, size in self.network.groups.items():
-            used = [(v, held) for h, held, var in self._master.columns if h == g and (v := var.solution_value()) > WHOLE]
+            used = [
+                (v, held) for h, held, var in self._master.columns if h == g and (v := var.solution_value()) > WHOLE
+            ]
             if g == self.problem.cpu and size == 1:
                 continue
             worth = max(WHOLE, -self._master.cards[g].dual_value())

@@ -17,7 +17,7 @@ from solver.windows import Windows
 MOST_CELLS = 3_000_000
 """Combinations of attentions and experts beyond which contents are not looked at one by one."""
 
-FIRST_ROWS = 200
+FIRST_ROWS = 50
 """So many rows are looked at in full first, for others to be measured against."""
 
 
@@ -111,7 +111,9 @@ class InterleavedKnapsack:
                 if not len(rows):
                     continue
                 if with_experts:
-                    rows = self._promising(rows, left, alone, prices)
+                    rows = self._promising(rows, left, alone, prices, -(2**62) if best is None else best[0] - gain)
+                    if not len(rows):
+                        continue
                     more, row, held = self._with_experts(self.own[rows], left[rows], alone[rows], prices)
                 else:
                     row = int(np.argmax(alone[rows]))
@@ -121,26 +123,44 @@ class InterleavedKnapsack:
         nothing = (0,) * len(problem.expert_kinds)
         return best or (-(2**62), Contents((0,) * len(kinds), nothing, nothing))
 
-    def _promising(self, rows: Integers, left: Integers, alone: Integers, prices: Prices) -> Integers:
-        """Rows without those that cannot be best, whatever experts they get: the room at the best price of a byte is
-        worth less than what a few good rows do get."""
+    def _promising(self, rows: Integers, left: Integers, alone: Integers, prices: Prices, known: int) -> Integers:
+        """Rows without those that cannot be best, nor better than what is `known`, whatever experts they get: not with
+        fractions of them either."""
         if len(rows) <= 2 * FIRST_ROWS:
             return rows
-        most = alone[rows] + self._most_gained(left[rows], prices)
+        most = alone[rows] + self._most_gained(self.own[rows], left[rows], prices)
+        rows, most = rows[most > known], most[most > known]
+        if len(rows) <= 2 * FIRST_ROWS:
+            return rows
         first = rows[np.argpartition(most, len(rows) - FIRST_ROWS)[-FIRST_ROWS:]]
         least, _, _ = self._with_experts(self.own[first], left[first], alone[first], prices)
         return np.asarray(rows[most >= least])
 
-    def _most_gained(self, left: Integers, prices: Prices) -> NDArray[np.float64]:
-        """More than experts in so many bytes can earn."""
-        steps = sum(max(0, price) for _, _, price in prices.experts_steps)
-        worth, free = 0.0, float(steps)
+    def _most_gained(self, own: Integers, left: Integers, prices: Prices) -> NDArray[np.float64]:
+        """More than experts in so many bytes can earn beside their `own` attentions: fractions of the best first."""
+        offers: list[tuple[float, int, int, Integers]] = []
         for k, x, most in self._experts:
-            each = prices.taken[k] + max(0, prices.local[k] - prices.sent[k] - prices.taken[k])
-            n_bytes = x.bytes[self.device]
-            worth = max(worth, each / n_bytes) if n_bytes else worth
-            free += 0 if n_bytes else max(0, each) * most
-        return np.asarray(worth * left + free + 1.0, np.float64)
+            guest = prices.taken[k]
+            local = guest + max(0, prices.local[k] - prices.sent[k] - guest)
+            n_bytes = max(1, x.bytes[self.device])
+            beside = np.minimum(own[:, k], most)
+            offers += [(local / n_bytes, local, n_bytes, beside), (guest / n_bytes, guest, n_bytes, most - beside)]
+        gained = np.full(len(left), 1.0)
+        for k, x, most in self._experts:
+            steps = np.zeros(most + 1)
+            for of, least, price in prices.experts_steps:
+                steps[least:] += price * (of == k)
+            if steps.any():
+                n_bytes = x.bytes[self.device]
+                fits = np.minimum(left // n_bytes, most) if n_bytes else np.full(len(left), most)
+                gained += np.maximum.accumulate(steps)[fits]
+        room = left.astype(np.float64)
+        for _, value, n_bytes, limit in sorted(offers, key=lambda offer: -offer[0]):
+            if value > 0:
+                n = np.minimum(limit, room / n_bytes)
+                gained += n * value
+                room -= n * n_bytes
+        return gained
 
     def _with_experts(
         self, own: Integers, left: Integers, alone: Integers, prices: Prices

@@ -41,13 +41,16 @@ class Stretches:
         return Walk(self.embedding, tuple(attention), self.head)
 
 
-def polish(problem: Problem, start: Walk, deal: Deal, *, steps: int, seed: int) -> Walk:
-    """The best walk met in `steps` steps from `start`, as `deal` judges."""
+def polish(problem: Problem, start: Walk, deal: Deal, *, steps: int, seed: int, enough: int = 0) -> Walk:
+    """The best walk met in `steps` steps from `start`, as `deal` judges, or the first that takes no more than `enough`
+    ticks."""
     rng, n_layers = random.Random(seed), len(problem.layer_class)
     here = best = Stretches.of(start)
     at = least = _ticks(problem, here, deal)
     history = [at] * HISTORY
     for step in range(steps):
+        if least <= enough:
+            break
         there = _step(problem, here, n_layers, rng)
         if there is not None and _in_order(problem, there):
             ticks = _ticks(problem, there, deal)

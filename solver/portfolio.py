@@ -40,6 +40,8 @@ CROWD = 10
 FEW_PATTERNS = 40
 """So many patterns are solved in no time, so they come before anything that is slow."""
 FILL_WORK = 0.1
+WORTH_FILLING = 0.01
+"""Walks that are dealt out so much worse than the best plan, as a share, are not worth an exact deal."""
 NO_CEILING = 2**62
 RESERVED_SHARE = 0.4
 """Share of the time for plans that keep too much free for deviations."""
@@ -183,14 +185,15 @@ class Portfolio:
             return
         starts = self._walks(columns, deal)
         for walk in starts[:1]:
-            if deal.of(walk) * (1 - 2 * self.limits.relative_gap) <= self.bound or self.incumbent is None:
+            if self._is_near(walk, deal) or self.incumbent is None:
                 self._filled(walk)
+        self._loaded(columns.dive(self.deadline) if not self.closed else [], polished=False)
+        self._polished(starts[:1], deal)
         rounds = math.ceil(ROUNDS_PER_SECOND * min(self.limits.seconds, 10))
         if self.problem.unordered is not None:
             # Equal cards in order are groups of one: a round takes longer, and the bound without order is known.
             rounds = math.ceil(rounds / 5)
         self._branched(columns, math.ceil(FIRST_ROUNDS * rounds))
-        self._polished(starts[:1], deal)
         self._by_patterns(columns, deal, FEW_PATTERNS)
         self._polished(starts[1:], deal)
         self._branched(columns, rounds)
@@ -202,6 +205,10 @@ class Portfolio:
             self.bound = max(self.bound, columns.improve(self._enough, rounds, self.deadline))
         if not self.closed:
             self._loaded(columns.dive(self.deadline))
+
+    def _is_near(self, walk: Walk, deal: Deal) -> bool:
+        """Whether a walk may be all that is asked for."""
+        return deal.of(walk) * (1 - 2 * self.limits.relative_gap) <= self.bound
 
     def _by_scip(self) -> None:
         """Counts that another solver finds, laid out and polished; they prove nothing here."""
@@ -225,24 +232,24 @@ class Portfolio:
         if found.cards and not self.closed:
             self._arranged(solve_counts(self.problem, self._limits(0.04), floor=self.bound, cards=found.cards), deal)
 
-    def _spread(self, loads: Sequence[Load]) -> None:
+    def _spread(self, loads: Sequence[Load], polished: bool = True) -> None:
         """Plans that load every card as the patterns say: in order, and polished with the experts where they are."""
         starts, held = spread(self.problem, loads)
-        self._with_held(min(starts, key=Deal(self.problem, held).of), held)
+        self._with_held(min(starts, key=Deal(self.problem, held).of), held, polished)
 
-    def _loaded(self, cards: Sequence[tuple[int, Contents]]) -> None:
+    def _loaded(self, cards: Sequence[tuple[int, Contents]], polished: bool = True) -> None:
         """A plan from what each card holds."""
         loads = [Load(g, 1, held.experts, held.attention, bool(held.embedding), bool(held.head)) for g, held in cards]
         if loads and all(sum(load.attention[c] for load in loads) <= n for c, n in enumerate(self.problem.class_sizes)):
-            self._spread(loads)
+            self._spread(loads, polished)
 
-    def _with_held(self, start: Walk, held: Held) -> None:
+    def _with_held(self, start: Walk, held: Held, polished: bool = True) -> None:
         """Plans from a walk whose cards hold such experts, as it is and polished."""
         if self.ordered is not self.problem:
             names = self._names(start)
             start, held = start.renamed(names), {names[d]: experts for d, experts in held.items()}
         self._filled(start, held)
-        if not self.closed:
+        if polished and not self.closed:
             better = self._polish(start, Deal(self.problem, held), steps=2 * STEPS)
             self._filled(better, held)
             if not self.closed:
@@ -254,6 +261,8 @@ class Portfolio:
         for prices in away_prices(self.problem, columns.first.prices):
             for priced in walks(self.problem, prices)[:3]:
                 starts[priced.walk] = deal.of(priced.walk)
+            if starts and min(starts.values()) * (1 - self.limits.relative_gap) <= self.bound:
+                break
         return sorted(starts, key=lambda walk: starts[walk])[:3]
 
     def _polished(self, starts: list[Walk], deal: Deal) -> None:
@@ -262,14 +271,16 @@ class Portfolio:
             if not self.closed and time.perf_counter() < self.deadline:
                 found = self._polish(walk, deal)
                 better[found] = deal.of(found)
+        known = NO_CEILING if self.incumbent is None else self.incumbent.ticks(self.problem)
         for walk in sorted(better, key=lambda walk: better[walk])[:2]:
-            if not self.closed:
+            if not self.closed and better[walk] < (1 + WORTH_FILLING) * known:
                 self._filled(walk)
 
     def _polish(self, walk: Walk, deal: Deal, steps: int = STEPS) -> Walk:
         start = walk if self.ordered is self.problem else walk.renamed(self._names(walk))
         crowd = max(1, len(self.problem.devices) // CROWD)
-        return polish(self.ordered, start, deal, steps=steps * crowd, seed=self.limits.seed)
+        least = math.floor(self.bound / (1 - self.limits.relative_gap))
+        return polish(self.ordered, start, deal, steps=steps * crowd, seed=self.limits.seed, enough=least)
 
     def _names(self, walk: Walk) -> dict[int, int]:
         """New names for the cards of a walk, in the order in which they have to be visited."""
