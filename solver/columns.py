@@ -42,6 +42,9 @@ BRANCH_FIRST = (
 """What is branched on first. Experts on the CPU cost most, and what cards hold settles what lies between them; steps of
 one card's numbers of `experts` and `attention` are counted when they are branched on."""
 
+AFRESH = pywraplp.MPSolverParameters()
+AFRESH.SetIntegerParam(pywraplp.MPSolverParameters.INCREMENTALITY, pywraplp.MPSolverParameters.INCREMENTALITY_OFF)
+
 Range = tuple[int, int]
 Ranges = Mapping[Row, Range]
 
@@ -232,7 +235,7 @@ class ColumnSearch:
                     return step.row, reached
                 continue
             broken = [
-                (self.network.weight(name) * min(value % 1, -value % 1), -len(name), name)
+                (len(name) == 1, self.network.weight(name) * min(value % 1, -value % 1), name)
                 for name, value in values.items()
                 if name[0] == names and _is_broken(value)
             ]
@@ -326,10 +329,8 @@ class _Master:
 
     def solve(self) -> tuple[dict[Row, float], dict[Row, int], float] | None:
         """Values between cards, prices in whole ticks and of the right sign, and the objective; None if GLOP fails."""
-        if self.lp.Solve() != pywraplp.Solver.OPTIMAL:
-            self.lp.Reset()
-            if self.lp.Solve() != pywraplp.Solver.OPTIMAL:
-                return None
+        if self.lp.Solve() != pywraplp.Solver.OPTIMAL and self.lp.Solve(AFRESH) != pywraplp.Solver.OPTIMAL:
+            return None
         highest, duals = self.network.highest_price, {}
         for row, (_, most) in self.network.limits.items():
             dual = round(self.rows[row].dual_value() * self.scale)

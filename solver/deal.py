@@ -49,7 +49,12 @@ class Deal:
             for c in range(len(problem.classes))
         ]
         self._savings = [[self._saving(x, d) for d in devices] for x in self.experts]
-        self._hands: dict[tuple[int, tuple[int, ...], int, bool, int], _Hand] = {}
+        self._hands: dict[tuple[object, ...], _Hand] = {}
+        self._nothing = (0,) * len(problem.classes)
+        self._most = [
+            [min(kind.number, problem.usable[d] // max(1, kind.experts.bytes[d])) for kind in problem.expert_kinds]
+            for d in devices
+        ]
         self._buffers = sorted({0, *problem.staging})
         self._guest_room = [self._room_of_guests(d) for d in devices]
         # A byte that fits nowhere costs more than any byte can save.
@@ -82,12 +87,14 @@ class Deal:
         return min(self._dealt(held, inviting, near) for inviting in (False, True) for near in most_near)
 
     def _dealt(self, held: dict[int, tuple[tuple[int, ...], int]], inviting: bool, most_near: int) -> int:
+        hands = {d: self._hand(d, counts, ends, most_near, None) for d, (counts, ends) in held.items()}
+        if inviting:
+            hands = self._with_guests(held, hands, most_near)
         total = short = 0
         rooms: dict[int, int] = {}
         invited: dict[tuple[int, int], int] = {}
         left: list[tuple[bool, int, int, int]] = []
-        for d, (counts, ends) in held.items():
-            hand = self._hand(d, counts, ends, inviting, most_near)
+        for d, hand in hands.items():
             total, short, rooms[d] = total + hand.ticks, short + hand.short, hand.room
             for k in range(len(self.experts)):
                 if hand.left[k]:
@@ -99,13 +106,40 @@ class Deal:
             total, short = total + guests, short + missing
         return total + short * self._short
 
-    def _hand(self, d: int, counts: tuple[int, ...], ends: int, inviting: bool, most_near: int) -> _Hand:
-        key = (d, counts, ends, inviting, most_near)
+    def _with_guests(
+        self, held: dict[int, tuple[tuple[int, ...], int]], hands: dict[int, _Hand], most_near: int
+    ) -> dict[int, _Hand]:
+        """Hands that take in what others leave, card by card: those with attention first, then the other GPUs."""
+        idle = [d for d in range(len(self.problem.devices)) if d not in held and d != self.cpu]
+        supply = [sum(hand.left[k] for hand in hands.values()) for k in range(len(self.experts))]
+        found = {d: hand for d, hand in hands.items() if d == self.cpu}
+        for d, (counts, ends) in [*held.items(), *((d, (self._nothing, 0)) for d in idle)]:
+            if d == self.cpu:
+                continue
+            before = hands.get(d)
+            kept = [0] * len(supply) if before is None else self._numbers(before, counts)
+            limits = tuple(min(n + more, most) for n, more, most in zip(kept, supply, self._most[d], strict=True))
+            found[d] = hand = self._hand(d, counts, ends, most_near, limits)
+            supply = [n + k - m for n, k, m in zip(supply, kept, self._numbers(hand, counts), strict=True)]
+        return found
+
+    def _numbers(self, hand: _Hand, counts: tuple[int, ...]) -> list[int]:
+        """Experts of each kind in a hand, with so many attentions by class."""
+        own = self.problem.by_kind(counts)
+        return [a - left + guests for a, left, guests in zip(own, hand.left, hand.invited, strict=True)]
+
+    def _hand(
+        self, d: int, counts: tuple[int, ...], ends: int, most_near: int, limits: tuple[int, ...] | None
+    ) -> _Hand:
+        """The best hand of device d; with `limits` it may have guests, of each kind so many experts in all."""
+        key = (d, counts, ends, most_near, limits)
         if key not in self._hands:
-            self._hands[key] = self._compute(d, counts, ends, inviting, most_near)
+            self._hands[key] = self._compute(d, counts, ends, most_near, limits)
         return self._hands[key]
 
-    def _compute(self, d: int, counts: tuple[int, ...], ends: int, inviting: bool, most_near: int) -> _Hand:
+    def _compute(
+        self, d: int, counts: tuple[int, ...], ends: int, most_near: int, limits: tuple[int, ...] | None
+    ) -> _Hand:
         problem = self.problem
         room = problem.usable[d] - reserve(problem, d, bool(ends & 1), bool(ends & 2))
         workspace, ticks, barred = 0, 0, 0
@@ -124,7 +158,7 @@ class Deal:
         workspace = max(workspace, *(x.workspace for x in self.experts if x.allowed[d]), 0, 0)
         room -= workspace
         own = problem.by_kind(counts)
-        held, buffer, near = self._beside_buffer(d, room, own, inviting, most_near)
+        held, buffer, near = self._beside_buffer(d, room, own, own if limits is None else limits, most_near)
         room -= buffer
         left, invited = [], []
         for x, a, n in zip(self.experts, own, held, strict=True):
@@ -138,44 +172,43 @@ class Deal:
         return _Hand(ticks, max(0, room), max(0, -room) + barred * 10**12, tuple(left), tuple(invited), near)
 
     def _beside_buffer(
-        self, d: int, room: int, own: Sequence[int], inviting: bool, most_near: int
+        self, d: int, room: int, own: Sequence[int], limits: Sequence[int], most_near: int
     ) -> tuple[tuple[int, ...], int, bool]:
         """Experts on a card, and the smallest buffer that lets all others with attention here go to the CPU; or none,
         where the others are at most `most_near` and have to stay near."""
         for buffer in self._buffers[:-1]:
-            held = self._packed(d, max(0, room - buffer), own, inviting)
+            held = self._packed(d, max(0, room - buffer), own, limits)
             left = {k: a - n for k, (a, n) in enumerate(zip(own, held, strict=True)) if n < a}
             if all(self.problem.kind_buffer(k, d) <= buffer for k in left):
                 return held, buffer, False
             if buffer == 0 and sum(left.values()) <= most_near:
                 return held, 0, True
         buffer = self._buffers[-1]
-        return self._packed(d, max(0, room - buffer), own, inviting), buffer, False
+        return self._packed(d, max(0, room - buffer), own, limits), buffer, False
 
-    def _packed(self, d: int, room: int, own: Sequence[int], inviting: bool) -> tuple[int, ...]:
-        """Experts of each kind on a card with `own` attentions of them, those that save most."""
+    def _packed(self, d: int, room: int, own: Sequence[int], limits: Sequence[int]) -> tuple[int, ...]:
+        """Experts of each kind, at most `limits`, on a card with `own` attentions of them, those that save most."""
         if self.problem.whole_layers:
             return tuple(own)
         if d in self._held:
             return tuple(self._held[d])
-        return max(self._packings(d, room, own, inviting, 0, ()), default=(0, ()))[1]
+        return max(self._packings(d, room, own, limits, 0, ()), default=(0, ()))[1]
 
     def _packings(
-        self, d: int, room: int, own: Sequence[int], inviting: bool, saved: int, chosen: tuple[int, ...]
+        self, d: int, room: int, own: Sequence[int], limits: Sequence[int], saved: int, chosen: tuple[int, ...]
     ) -> Iterator[tuple[int, tuple[int, ...]]]:
         k, to_come = len(chosen), len(self.experts) - len(chosen)
         if to_come == 0:
             yield saved, chosen
             return
         local, guest, n_bytes = self._savings[k][d]
-        limit = self.problem.expert_kinds[k].number if inviting else own[k]
-        most = 0 if n_bytes < 0 else min(limit, room // max(1, n_bytes))
+        most = 0 if n_bytes < 0 else min(limits[k], room // max(1, n_bytes))
         window = WINDOW if len(self.experts) == 2 else WINDOW // 3 if to_come == 2 else 2
         least = most if to_come == 1 else max(0, most - window)
         for n in range(least, most + 1):
             here = min(n, own[k])
             value = here * local + (n - here) * guest
-            yield from self._packings(d, room - n * n_bytes, own, inviting, saved + value, (*chosen, n))
+            yield from self._packings(d, room - n * n_bytes, own, limits, saved + value, (*chosen, n))
 
     def _saving(self, x: ExpertsCosts, d: int) -> tuple[int, int, int]:
         """What experts on d save against the CPU, local or as guests, and their bytes; -1 where they may not be."""
@@ -202,7 +235,7 @@ class Deal:
             rooms.setdefault(d, self._guest_room[d])
         for near, c, a, n in sorted(left, key=lambda item: not item[0]):
             x = self.experts[c]
-            for (d, k), seats in invited.items():
+            for (d, k), seats in sorted(invited.items(), key=lambda seat: (x.ticks[a][seat[0][0]], seat[0])):
                 seated = min(n, seats) if k == c and d != a and x.ticks[a][d] < x.ticks[a][self.cpu] else 0
                 if seated:
                     invited[d, k] -= seated

@@ -66,7 +66,7 @@ class Network:
     def weight(self, name: Row) -> int:
         """About what one more of a number between cards costs."""
         hop = max(map(max, self.problem.hop))
-        if name[0] not in ("away", "guests", "moved"):
+        if name[0] not in ("away", "guests", "moved") or len(name) == 1:
             return hop
         kind = self.problem.expert_kinds[int(name[-1])]
         least = min(ticks[d] for d, ticks in enumerate(kind.experts.ticks))
@@ -90,6 +90,7 @@ class Network:
                     yield ("near", g, k), (0, UNLIMITED)
         yield ("visits",), (0, 0)
         yield ("cards",), (0, 0)
+        yield ("away",), (0, 0)
         for k in self._movable:
             yield ("away", k), (0, 0)
 
@@ -122,7 +123,8 @@ class Network:
         yield Between(("visits",), 0, n_layers, {("visits",): -1})
         yield Between(("cards",), 0, sum(self.groups.values()), {("cards",): -1})
         for k in self._movable:
-            yield Between(("away", k), 0, self.problem.expert_kinds[k].number, {("away", k): -1})
+            yield Between(("away", k), 0, self.problem.expert_kinds[k].number, {("away", k): -1, ("away",): 1})
+        yield Between(("away",), 0, n_layers, {("away",): -1})
         for g in self.groups:
             for h in self.groups:
                 yield from self._from_to(g, h)
