@@ -133,22 +133,25 @@ def test_patterns_are_all_loads_that_fit(seed: int) -> None:
     problem = problem_of(with_equal_cards(random_instance(rng, layers=(3, 5), gpus=(2, 2))), 0)
     first = problem.devices.index("cuda:0")
     found = set(patterns_on(problem, first))
-    assert tuple(0 for _ in problem.classes) in found
+    assert tuple(0 for _ in problem.expert_kinds) in found
     for pattern in found:
         load, workspace = 0, 0
-        for kind, n, most in zip(problem.classes, pattern, problem.class_sizes, strict=True):
-            assert n <= most
-            assert n == 0 or kind.experts is not None
-            if n and kind.experts is not None:
+        for kind, n in zip(problem.expert_kinds, pattern, strict=True):
+            assert n <= kind.number
+            if n:
                 load += n * kind.experts.bytes[first]
                 workspace = max(workspace, kind.experts.workspace)
         assert load + workspace <= problem.usable[first] or not load
 
 
 def held_in(plans: Plans, d: int) -> set[Pattern]:
-    """What device d holds of each class's experts in any of the plans."""
-    numbers = [plans.held(d, c) for c in range(len(plans.problem.classes))]
-    return {tuple(map(int, row)) for row in np.unique(np.column_stack(numbers), axis=0)} if len(plans) else set()
+    """What device d holds of each kind of experts in any of the plans."""
+    if not len(plans):
+        return set()
+    numbers = np.zeros((len(plans), len(plans.problem.expert_kinds)), np.int64)
+    for k in range(numbers.shape[1]):
+        numbers[:, k] = plans.held(d, k)
+    return {tuple(map(int, row)) for row in np.unique(numbers, axis=0)}
 
 
 @pytest.mark.parametrize("batch", range(4))

@@ -66,7 +66,7 @@ def in_order(problem: Problem, walk: Walk) -> bool:
 def random_away(rng: random.Random, problem: Problem, *, guests: bool) -> AwayPrices:
     groups, most = dict.fromkeys(problem.twins), max(problem.head.ticks) * 3 + 5
     return AwayPrices(
-        sent={(g, c): float(rng.randint(0, most)) for g in groups for c in range(len(problem.classes))},
+        sent={(g, k): float(rng.randint(0, most)) for g in groups for k in range(len(problem.expert_kinds))},
         worth={g: rng.uniform(0, most / 3) if guests else 0.0 for g in groups},
     )
 
@@ -100,7 +100,7 @@ def held_on(problem: Problem, walk: Walk, d: int) -> Contents:
     """Attention and ends of a walk on one device."""
     placed = list(zip(problem.layer_class, walk.attention, strict=True))
     attention = tuple(sum((k, a) == (c, d) for k, a in placed) for c in range(len(problem.classes)))
-    nothing = (0,) * len(attention)
+    nothing = (0,) * len(problem.expert_kinds)
     return Contents(attention, nothing, nothing, int(walk.embedding == d), int(walk.head == d))
 
 
@@ -138,12 +138,11 @@ def price_of(problem: Problem, walk: Walk, prices: AwayPrices) -> float | None:
             return None
         total += sum(kind.attention.ticks[d] for kind in kinds)
         options = []
-        for c, kind in enumerate(problem.classes):
-            if kind.experts is not None:
-                n = sum(k == c and a == d for k, a in placed)
-                away, local = prices.sent[problem.twins[d], c], kind.experts.ticks[d][d]
-                here = range((n if kind.experts.allowed[d] else 0) + 1)
-                options.append([(k * kind.experts.bytes[d], k * local + (n - k) * away) for k in here])
+        for k, alike in enumerate(problem.expert_kinds):
+            n = sum(c in alike.classes and a == d for c, a in placed)
+            away, local = prices.sent[problem.twins[d], k], alike.experts.ticks[d][d]
+            here = range((n if alike.experts.allowed[d] else 0) + 1)
+            options.append([(h * alike.experts.bytes[d], h * local + (n - h) * away) for h in here])
         fitting = [chosen for chosen in product(*options) if sum(n_bytes for n_bytes, _ in chosen) <= room]
         total += min(sum(ticks for _, ticks in chosen) for chosen in fitting)
     return total
@@ -151,11 +150,11 @@ def price_of(problem: Problem, walk: Walk, prices: AwayPrices) -> float | None:
 
 @pytest.mark.parametrize("batch", range(4))
 def test_the_cheapest_walk_is_found(batch: int) -> None:
-    """Where guests are worth nothing and one class competes for the room; with more a walk, at its price or more."""
+    """Where guests are worth nothing and one kind of experts competes for room; else a walk, at its price or more."""
     exact = 0
     for problem, _, rng in problems(2_000 + 25 * batch, 25, whole=False):
         prices = random_away(rng, problem, guests=False)
-        experts = [kind.experts for kind in problem.classes if kind.experts is not None]
+        experts = [kind.experts for kind in problem.expert_kinds]
         found = walks(problem, prices)
         truths = [price for walk in every_walk(problem) if (price := price_of(problem, walk, prices)) is not None]
         assert (not found) == (not truths)
@@ -257,12 +256,12 @@ def test_a_deal_costs_no_less_than_the_best_filling(batch: int) -> None:
 
 
 def limited(plans: Plans, walk: Walk, held: dict[int, tuple[int, ...]]) -> int | None:
-    """Ticks of the best experts for `walk` with at most `held` on the devices named there."""
+    """Ticks of the best experts for `walk` with at most `held`, by kind, on the devices named there."""
     rows = (plans.embedding == walk.embedding) & (plans.head == walk.head)
     rows &= (plans.attention == walk.attention).all(axis=1)
     for d, most in held.items():
-        for c, n in enumerate(most):
-            rows &= plans.held(d, c) <= n
+        for k, n in enumerate(most):
+            rows &= plans.held(d, k) <= n
     return plans.where(rows).least
 
 
@@ -285,8 +284,8 @@ def test_experts_are_filled_in_as_well_as_can_be(batch: int) -> None:
                 assert Walk(plan.embedding, plan.attention, plan.head) == walk
                 assert limited(plans, walk, {}) == plan.ticks(problem)
             d = rng.randrange(len(problem.devices))
-            kinds = zip(problem.classes, problem.class_sizes, strict=True)
-            held = {d: tuple(rng.randint(0, n) if x.experts and x.experts.allowed[d] else 0 for x, n in kinds)}
+            kinds = problem.expert_kinds
+            held = {d: tuple(rng.randint(0, kind.number) if kind.experts.allowed[d] else 0 for kind in kinds)}
             least = limited(plans, walk, held)
             if not problem.whole_layers:
                 some = fill(problem, walk, LIMITS, held=held)

@@ -78,9 +78,10 @@ class Plans:
     def classes(self) -> Integers:
         return np.array(self.problem.layer_class)
 
-    def held(self, d: int, c: int) -> Integers:
-        """Experts of class c on device d."""
-        return np.asarray((self.experts[:, self.classes == c] == d).sum(axis=1))
+    def held(self, d: int, k: int) -> Integers:
+        """Experts of kind k on device d."""
+        alike = np.isin(self.classes, self.problem.expert_kinds[k].classes)
+        return np.asarray((self.experts[:, alike] == d).sum(axis=1))
 
     def runs(self, d: int) -> Integers:
         """Runs of attention on device d."""
@@ -191,8 +192,8 @@ def turns_problem() -> Problem:
 def random_problem(
     rng: random.Random, *, whole: bool | None = None, ordered: bool | None = None, shape: tuple[int, ...] | None = None
 ) -> Problem:
-    """A few equal cards, perhaps others, and the CPU, which may equal them too; layers of some classes in turns, in
-    blocks or anyhow."""
+    """A few equal cards, perhaps others, and the CPU, which may equal them too; layers of some classes, which may have
+    equal experts, in turns, in blocks or anyhow."""
     problem = None
     while problem is None or _number(problem) > MOST_PLANS:
         problem = _random_problem(rng, whole, ordered, shape or rng.choice(SHAPES))
@@ -281,7 +282,11 @@ def _random_problem(rng: random.Random, whole: bool | None, ordered: bool | None
     away = draw.hops(rng.choice((2, 6)))
     classes = [_class(draw, away)]
     for _ in range(1, n_classes):
-        classes.append(_class(draw, away) if rng.random() < 0.8 else _like(draw, away, classes[-1]))
+        other = rng.random()
+        if other < 0.45:
+            classes.append(replace(_class(draw, away), experts=rng.choice(classes).experts))
+        else:
+            classes.append(_class(draw, away) if other < 0.85 else _like(draw, away, classes[-1]))
     embedding, head = draw.block(5, 6), draw.block(5, 6)
     order = rng.choice(("turns", "turns", "blocks", "any"))
     layer_class = [i % n_classes for i in range(n_layers)]
@@ -310,10 +315,19 @@ def _random_problem(rng: random.Random, whole: bool | None, ordered: bool | None
         tick_s=1e-9,
         rank=rank,
         head_in_order=rank is not None and rng.random() < 0.5,
-        staging=tuple(rng.randint(0, 3) for _ in classes) if rng.random() < 0.2 else (),
+        staging=_staging(rng, classes) if rng.random() < 0.2 else (),
         main=names.index("cuda:0") if rng.random() < 0.1 else None,
         one_run=rng.random() < 0.1 if rank is None else len(set(rank)) == len(rank),
     )
+
+
+def _staging(rng: random.Random, classes: Sequence[LayerClass]) -> tuple[int, ...]:
+    """Bytes by class, mostly the same where experts are."""
+    sizes = [rng.randint(0, 3) for _ in classes]
+    if rng.random() < 0.8:
+        first = [next(c for c, other in enumerate(classes) if other.experts == kind.experts) for kind in classes]
+        sizes = [sizes[c] for c in first]
+    return tuple(sizes)
 
 
 def _class(draw: _Draw, away: tuple[tuple[int, ...], ...]) -> LayerClass:
