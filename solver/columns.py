@@ -42,8 +42,18 @@ BRANCH_FIRST = (
 """What is branched on first. Experts on the CPU cost most, and what cards hold settles what lies between them; steps of
 one card's numbers of `experts` and `attention` are counted when they are branched on."""
 
-AFRESH = pywraplp.MPSolverParameters()
-AFRESH.SetIntegerParam(pywraplp.MPSolverParameters.INCREMENTALITY, pywraplp.MPSolverParameters.INCREMENTALITY_OFF)
+
+def _tries() -> tuple[pywraplp.MPSolverParameters, ...]:
+    """From where the last program ended; should that end abnormally, afresh by either algorithm."""
+    kinds = pywraplp.MPSolverParameters
+    onward, dual, primal = kinds(), kinds(), kinds()
+    for afresh, algorithm in ((dual, kinds.DUAL), (primal, kinds.PRIMAL)):
+        afresh.SetIntegerParam(kinds.INCREMENTALITY, kinds.INCREMENTALITY_OFF)
+        afresh.SetIntegerParam(kinds.LP_ALGORITHM, algorithm)
+    return onward, dual, primal
+
+
+TRIES = _tries()
 
 Range = tuple[int, int]
 Ranges = Mapping[Row, Range]
@@ -197,12 +207,11 @@ class ColumnSearch:
         """Generate columns until no contents would improve the linear program over `ranges`."""
         master = self._master
         master.restrict(ranges)
-        values: Mapping[Row, float] = {}
-        while time.perf_counter() < deadline:
-            solved = master.solve()
+        while True:
+            solved = master.solve() if time.perf_counter() < deadline else None
             self.rounds += 1
             if solved is None:
-                break
+                return _Node(bound, ranges)
             values, duals, at = solved
             best = {g: self._best(duals, g) for g in self._knapsacks}
             earned = {g: value for g, (value, _) in best.items()}
@@ -272,7 +281,7 @@ class _Master:
         # GLOP's tolerances are absolute: costs should be near one.
         self.scale = network.highest_price / 1000
         self.lp = pywraplp.Solver.CreateSolver("GLOP")
-        # Preprocessing would start every solve afresh, and has ended abnormally on programs with many rows of zero.
+        # Preprocessing would start every solve afresh.
         self.lp.SetSolverSpecificParametersAsString("use_preprocessing: false")
         self.lp.Objective().SetMinimization()
         infinity = self.lp.infinity()
@@ -329,7 +338,7 @@ class _Master:
 
     def solve(self) -> tuple[dict[Row, float], dict[Row, int], float] | None:
         """Values between cards, prices in whole ticks and of the right sign, and the objective; None if GLOP fails."""
-        if self.lp.Solve() != pywraplp.Solver.OPTIMAL and self.lp.Solve(AFRESH) != pywraplp.Solver.OPTIMAL:
+        if not any(self.lp.Solve(parameters) == pywraplp.Solver.OPTIMAL for parameters in TRIES):
             return None
         highest, duals = self.network.highest_price, {}
         for row, (_, most) in self.network.limits.items():

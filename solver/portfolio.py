@@ -35,6 +35,8 @@ from solver.walk import Walk
 
 STEPS = 1000
 """Steps of polishing a walk; more hardly ever find more."""
+AGAIN = 6
+"""Times that the best plan is polished where nothing else is left to try."""
 CROWD = 10
 """Devices that so many steps are enough for; more devices get as many times more."""
 FEW_PATTERNS = 40
@@ -198,6 +200,21 @@ class Portfolio:
         self._polished(starts[1:], deal)
         self._branched(columns, rounds)
         self._by_patterns(columns, deal, MAX_PATTERNS)
+        self._again(deal)
+
+    def _again(self, deal: Deal) -> None:
+        """More polish of the best plan, with its experts where they are and anywhere, each time by other chances."""
+        for seed in range(1, AGAIN + 1):
+            if self.closed or self.incumbent is None:
+                return
+            plan = self.incumbent
+            walk = Walk(plan.embedding, plan.attention, plan.head)
+            held = {
+                d: held.experts for d, (_, held) in enumerate(contents_of(self.problem, plan)) if d != self.problem.cpu
+            }
+            better = self._polish(walk, Deal(self.problem, held), seed=seed)
+            self._filled(better, held)
+            self._filled(self._polish(better, deal, seed=seed))
 
     def _branched(self, columns: ColumnSearch, rounds: int) -> None:
         """A better bound of the columns, and a plan of whole contents near it."""
@@ -276,11 +293,11 @@ class Portfolio:
             if not self.closed and better[walk] < (1 + WORTH_FILLING) * known:
                 self._filled(walk)
 
-    def _polish(self, walk: Walk, deal: Deal, steps: int = STEPS) -> Walk:
+    def _polish(self, walk: Walk, deal: Deal, steps: int = STEPS, seed: int = 0) -> Walk:
         start = walk if self.ordered is self.problem else walk.renamed(self._names(walk))
         crowd = max(1, len(self.problem.devices) // CROWD)
         least = math.floor(self.bound / (1 - self.limits.relative_gap))
-        return polish(self.ordered, start, deal, steps=steps * crowd, seed=self.limits.seed, enough=least)
+        return polish(self.ordered, start, deal, steps=steps * crowd, seed=self.limits.seed + seed, enough=least)
 
     def _names(self, walk: Walk) -> dict[int, int]:
         """New names for the cards of a walk, in the order in which they have to be visited."""
