@@ -108,6 +108,59 @@ def test_hops_obey_the_triangle_inequality_after_rounding(instance: Instance, ob
             assert all(hop[a][b] <= hop[a][c] + hop[c][b] for c in range(len(hop)))
 
 
+# ---- classes of layers, and kinds of experts ----
+
+
+def windowed() -> Instance:
+    """Two layers that differ in a window which is longer than any context, and two that differ in their attention."""
+    instance = random_instance(random.Random(11), layers=(4, 4))
+    layer = next(layer for layer in instance.profile.layers if layer.experts is not None)
+    layer = layer.replace(attention=layer.attention.replace(kv_window_tokens=None, weight_bytes=10**6))
+    windows = layer.replace(attention=layer.attention.replace(kv_window_tokens=10**9))
+    heavier = layer.replace(attention=layer.attention.replace(weight_bytes=2 * 10**6))
+    return replace(instance, profile=instance.profile.replace(layers=(layer, windows, heavier, layer)))
+
+
+def test_layers_that_cost_the_same_are_of_one_class() -> None:
+    instance = windowed()
+    costs = CostModel(instance.profile, instance.hardware, instance.workload)
+    assert costs.layer_class == (0, 1, 2, 0)
+    problem = problem_of(instance)
+    assert (problem.layer_class, problem.class_sizes) == ((0, 0, 1, 0), (3, 1))
+    apart = problem_of(instance, granularity="expert")
+    assert (apart.layer_class, apart.class_sizes) == ((0, 1, 2, 0), (2, 1, 1))
+    assert apart.classes[0] == apart.classes[1]
+
+
+def test_layers_that_may_not_be_in_the_same_places_are_not() -> None:
+    instance = windowed()
+    costs = CostModel(instance.profile, instance.hardware, instance.workload)
+    allowed = Allowed(costs, "torch", {"layers.1.attention": ["cpu"]})
+    problem = build_problem(costs, objective="request", granularity="module", allowed=allowed)
+    assert problem.layer_class == (0, 1, 2, 0)
+    assert [kind.classes for kind in problem.expert_kinds] == [(0, 1, 2)]
+
+
+def test_equal_experts_are_of_one_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """But not where a GPU keeps other buffers for them, nor where attentions could be combined in too many ways."""
+    problem = problem_of(windowed())
+    (kind,) = problem.expert_kinds
+    assert (kind.experts, kind.classes, kind.number, kind.staging) == (problem.classes[0].experts, (0, 1), 4, 0)
+    assert problem.by_kind((2, 1)) == (3,)
+    assert [one.staging for one in replace(problem, staging=(7, 7)).expert_kinds] == [7]
+    apart = replace(problem, staging=(7, 8)).expert_kinds
+    assert [(one.classes, one.number, one.staging) for one in apart] == [((0,), 3, 7), ((1,), 1, 8)]
+    for most, n_kinds in ((4 * 2, 1), (4 * 2 - 1, 2)):
+        monkeypatch.setattr("solver.problem.MOST_TOGETHER", most)
+        assert len(replace(problem).expert_kinds) == n_kinds
+    heavier = replace(kind.experts, workspace=kind.experts.workspace + 1)
+    other = (problem.classes[0], replace(problem.classes[1], experts=heavier))
+    monkeypatch.undo()
+    assert [one.classes for one in replace(problem, classes=other).expert_kinds] == [(0,), (1,)]
+    dense = (problem.classes[0], replace(problem.classes[1], experts=None))
+    assert [one.number for one in replace(problem, classes=dense).expert_kinds] == [3]
+
+
 # ---- interchangeable devices ----
 
 
