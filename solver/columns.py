@@ -37,7 +37,7 @@ DIVE = 6
 
 BRANCH_FIRST = (
     *("away", "heads", "cards", "experts", "attention", "visits"),
-    *("guests", "moved", "embeddings", "start", "end", "hop"),
+    *("guests", "moved", "embeddings", "first", "last", "start", "end", "hop"),
 )
 """What is branched on first. Experts on the CPU cost most, and what cards hold settles what lies between them; steps of
 one card's numbers of `experts` and `attention` are counted when they are branched on."""

@@ -30,7 +30,9 @@ MOST_POINTS = 6000
 class Contents:
     """Numbers of attentions by class; of experts, and of layers that have both here, by kind of experts; whether (0 or
     1) the embedding and the head are there; how often a token has to come here at least; and bytes of the buffer that
-    is kept here: kinds that need a larger one (`Problem.staging`) have no experts of attention here on the CPU."""
+    is kept here: kinds that need a larger one (`Problem.staging`) have no experts of attention here on the CPU.
+    `first`, `last` (0 or 1): the walk begins with the embedding and the first layer here, ends with the last and the
+    head."""
 
     attention: tuple[int, ...]
     experts: tuple[int, ...]
@@ -39,6 +41,8 @@ class Contents:
     head: int = 0
     visits: int = 0
     staged: int = 0
+    first: int = 0
+    last: int = 0
 
     @property
     def used(self) -> int:
@@ -91,8 +95,10 @@ def contents_of(problem: Problem, plan: Assignment) -> list[tuple[int, Contents]
         )
         ends = int(plan.embedding == d), int(plan.head == d)
         staged = max((problem.buffer(c, a, x) for c, a, x in layers if a == d), default=0)
-        visits = windows.visits(attention)
-        found.append((g, Contents(attention, problem.by_kind(experts), problem.by_kind(local), *ends, visits, staged)))
+        first, last = plan.embedding == plan.attention[0] == d, plan.head == plan.attention[-1] == d
+        visits = windows.visits(attention, first, last)
+        numbers = attention, problem.by_kind(experts), problem.by_kind(local)
+        found.append((g, Contents(*numbers, *ends, visits, staged, int(first), int(last))))
     return found
 
 
@@ -104,7 +110,8 @@ PricedStep = tuple[int, int, int]
 class Prices:
     """What a card earns, in ticks: for an attention of each class; for experts of each kind beside their attention, for
     an attention whose experts are elsewhere, for experts that are guests; for the embedding and the head, once for being
-    used, for every visit that it needs, and for every step that its attentions and its experts reach."""
+    used, for every visit that it needs, for the walk's beginning and end, never less than 0, and for every step that its
+    attentions and its experts reach."""
 
     attention: Sequence[int]
     local: Sequence[int]
@@ -114,6 +121,8 @@ class Prices:
     head: int
     used: int
     visit: int
+    first: int = 0
+    last: int = 0
     attention_steps: Sequence[PricedStep] = ()
     experts_steps: Sequence[PricedStep] = ()
 
@@ -199,7 +208,7 @@ class _Level:
 
     def _best(self, prices: Prices, visits: int) -> tuple[int, Contents]:
         lists = [grid.points(prices, visits > 0) for grid in self.grids]
-        if visits and prices.used + prices.visit * visits > 0:
+        if visits and prices.used + prices.visit * visits + prices.first + prices.last > 0:
             # Only a card that does have attention is used: one grid or the other has some.
             some = [grid.points(prices, True, some=True) for grid in self.grids]
             mixed = [[*lists[:k], points, *lists[k + 1 :]] for k, points in enumerate(some) if len(points.bytes)]
@@ -221,13 +230,14 @@ class _Level:
         left, right = merged(lists[:half], self.room), merged(lists[half:], self.room)
         best, where, ends = None, (0, 0), (0, 0)
         # An end that earns nothing only takes room.
-        paid = (prices.embedding > 0, prices.head > 0)
+        paid = (prices.embedding + prices.first > 0, prices.head + prices.last > 0)
         for embedding, head in product(*(range(1 + (may and pays)) for may, pays in zip(self.ends, paid, strict=True))):
             room = self.room - embedding * self.problem.embedding.bytes[self.device]
             room -= head * self.problem.head.bytes[self.device] - self.problem.tied_bytes * embedding * head
             found = _best_pair(left, right, room)
             if found is not None:
                 value = found[0] + embedding * prices.embedding + head * prices.head
+                value += (embedding * prices.first + head * prices.last) * (visits > 0)
                 if best is None or value > best:
                     best, where, ends = value, found[1], (embedding, head)
         if best is None:
@@ -248,7 +258,10 @@ class _Level:
             if grid.kind is not None:
                 experts.append(int(grid.experts[row]))
                 local.append(int(grid.local[row]) if grid.whole or prices.together(grid.kind) else 0)
-        return Contents(tuple(attention), tuple(experts), tuple(local), *ends, visits if any(attention) else 0)
+        numbers = tuple(attention), tuple(experts), tuple(local)
+        if not any(attention):
+            return Contents(*numbers, *ends)
+        return Contents(*numbers, *ends, visits, first=ends[0], last=ends[1])
 
 
 class _Grid:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from solver.contents import Contents, Integers, Knapsack, Prices
 from solver.deviations import nominal
 from solver.problem import ExpertsCosts, Problem
-from solver.windows import Windows
+from solver.windows import NEVER, Windows
 
 MOST_CELLS = 3_000_000
 """Combinations of attentions and experts beyond which contents are not looked at one by one."""
@@ -36,6 +36,8 @@ class InterleavedKnapsack:
         vectors, visits = windows.listed
         rows = self._fitting(vectors, visits)
         self.vectors, self.visits = vectors[rows], visits[rows]
+        # What the walk's beginning, its end, and both on this card make of the visits.
+        self.more = windows.ends[rows] - self.visits[:, None]
         self.own = np.array(self.vectors) @ _membership(problem)
         self._grids: dict[tuple[int, int], tuple[Integers, Integers]] = {}
         self._nominal = [self]
@@ -74,15 +76,17 @@ class InterleavedKnapsack:
             if len(one.vectors):
                 best = max(best, one._best(prices), key=lambda found: found[0])
         value, contents = best
-        visits = self.windows.visits(contents.attention)
-        if visits == contents.visits:
-            return best
+        visits = self.windows.visits(contents.attention, bool(contents.first), bool(contents.last))
         return value, replace(contents, visits=visits)
 
     def quick(self, prices: Prices) -> Contents:
         """Good contents, with the visits they need."""
         found = self._rest.quick(prices)
-        return replace(found, visits=self.windows.visits(found.attention))
+        visits = self.windows.visits(found.attention, bool(found.first), bool(found.last))
+        if visits >= NEVER:
+            found = replace(found, first=0, last=0)
+            visits = self.windows.visits(found.attention)
+        return replace(found, visits=visits)
 
     def _best(self, prices: Prices) -> tuple[int, Contents]:
         """The best contents whose attentions are listed."""
@@ -98,30 +102,49 @@ class InterleavedKnapsack:
             alone = alone + price * (self.vectors[:, c] >= least)
         experts_need = min((x.workspace for _, x, _ in self._experts), default=0)
         best: tuple[int, Contents] | None = None
-        for embedding, head in product(range(1 + (prices.embedding > 0)), range(1 + (prices.head > 0))):
+        paid = (prices.embedding + prices.first > 0, prices.head + prices.last > 0)
+        for embedding, head in product(range(1 + paid[0]), range(1 + paid[1])):
             ends = [(block, n) for block, n in ((problem.embedding, embedding), (problem.head, head)) if n]
             if not all(block.allowed[d] for block, _ in ends):
                 continue
             taken = sum(block.bytes[d] for block, _ in ends) - problem.tied_bytes * embedding * head
             need = max((block.workspace for block, _ in ends), default=0)
             gain = embedding * prices.embedding + head * prices.head
+            bonus, flags = self._at_ends(prices, embedding, head)
+            worth = alone + bonus
             for with_experts in (False, True) if self._experts else (False,):
                 left = room - taken - np.maximum(workspace, max(need, experts_need if with_experts else 0))
                 rows = np.flatnonzero(left >= 0)
                 if not len(rows):
                     continue
                 if with_experts:
-                    rows = self._promising(rows, left, alone, prices, -(2**62) if best is None else best[0] - gain)
+                    rows = self._promising(rows, left, worth, prices, -(2**62) if best is None else best[0] - gain)
                     if not len(rows):
                         continue
-                    more, row, held = self._with_experts(self.own[rows], left[rows], alone[rows], prices)
+                    more, row, held = self._with_experts(self.own[rows], left[rows], worth[rows], prices)
                 else:
-                    row = int(np.argmax(alone[rows]))
-                    more, held = int(alone[rows][row]), {}
+                    row = int(np.argmax(worth[rows]))
+                    more, held = int(worth[rows][row]), {}
                 if best is None or more + gain > best[0]:
-                    best = more + gain, self._contents(int(rows[row]), held, prices, embedding, head)
+                    ends_here = int(flags[rows[row]])
+                    found = self._contents(int(rows[row]), held, prices, embedding, head)
+                    best = more + gain, replace(found, first=ends_here & 1, last=ends_here >> 1)
         nothing = (0,) * len(problem.expert_kinds)
         return best or (-(2**62), Contents((0,) * len(kinds), nothing, nothing))
+
+    def _at_ends(self, prices: Prices, embedding: int, head: int) -> tuple[Integers, Integers]:
+        """What each row earns more as the walk's beginning (1), its end (2) or both (3), whatever pays best, and which;
+        0 for neither."""
+        earned = [np.zeros(len(self.vectors), np.int64)]
+        which = [0]
+        for first, last in ((1, 0), (0, 1), (1, 1)):
+            if first <= embedding and last <= head:
+                more = self.more[:, (first + 2 * last) - 1]
+                paid = first * prices.first + last * prices.last + prices.visit * more
+                earned.append(np.where(more < NEVER // 2, paid, -(2**62)))
+                which.append(first + 2 * last)
+        best = np.argmax(np.array(earned), axis=0)
+        return np.max(np.array(earned), axis=0), np.array(which)[best]
 
     def _promising(self, rows: Integers, left: Integers, alone: Integers, prices: Prices, known: int) -> Integers:
         """Rows without those that cannot be best, nor better than what is `known`, whatever experts they get: not with

@@ -81,7 +81,7 @@ class Network:
         for g in self.groups:
             for row in ("embedding", "head", "in", "out", "cards", "embeddings", "heads"):
                 yield (row, g), (0, 0)
-            for row in ("opens", "entered", "visits"):
+            for row in ("opens", "entered", "visits", "first", "last"):
                 yield (row, g), (0, UNLIMITED)
             for k in self._movable:
                 for row in ("sent", "taken", "guests"):
@@ -148,11 +148,15 @@ class Network:
             yield Between(("hop", g, h), hop, n_layers, {("out", g): -1, ("in", h): -1})
         elif g != h and onward:
             yield Between(("hop", g, h), hop, n_layers, {("out", g): -1, ("in", h): -1, **entries})
-        nearest = 0 if g == h else hop
-        rows = {("embedding", g): -1, ("in", h): -1, ("opens", h): -1, ("start",): 1, **entries}
-        yield Between(("start", g, h), nearest, 1, rows)
-        if problem.in_order(h, g) or not problem.head_in_order:
-            yield Between(("end", h, g), nearest, 1, {("head", g): -1, ("out", h): -1, ("end",): 1})
+        start: dict[Row, int] = {("embedding", g): -1, ("in", h): -1, ("opens", h): -1, ("start",): 1, **entries}
+        end: dict[Row, int] = {("head", g): -1, ("out", h): -1, ("end",): 1}
+        if g == h:
+            yield Between(("first", g), 0, 1, {**start, ("first", g): -1})
+            yield Between(("last", g), 0, 1, {**end, ("last", g): -1})
+        if others:
+            yield Between(("start", g, h), hop, 1, start)
+        if others and (problem.in_order(h, g) or not problem.head_in_order):
+            yield Between(("end", h, g), problem.hop[there][g], 1, end)
 
     def add(self, step: Step) -> Between:
         """Count the cards that reach a step, from now on."""
@@ -173,6 +177,7 @@ class Network:
         rows["embedding", g] = rows["embeddings", g] = contents.embedding
         rows["head", g] = rows["heads", g] = contents.head
         rows["visits", g] = -contents.visits
+        rows["first", g], rows["last", g] = contents.first, contents.last
         rows["entered", g] = rows["cards", g] = -contents.used
         rows |= {step.row: 1 for step in self.steps if step.g == g and step.reached(contents)}
         rows["opens", g] = contents.attention[self.problem.layer_class[0]]
@@ -199,6 +204,8 @@ class Network:
             head=duals["head", g] + duals.get(("heads", g), 0) - problem.head.ticks[g],
             used=-duals["entered", g] - duals.get(("cards", g), 0),
             visit=-duals["visits", g],
+            first=duals.get(("first", g), 0),
+            last=duals.get(("last", g), 0),
             attention_steps=self._steps(duals, g, experts=False),
             experts_steps=self._steps(duals, g, experts=True),
         )

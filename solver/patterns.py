@@ -156,7 +156,7 @@ def _most_earned(problem: Problem, g: int, pattern: Pattern, prices: Prices) -> 
         lists.append((n_bytes[whole], value[whole], own[whole]))
     points = [undominated(n_bytes, value, (own,)) for n_bytes, value, own in lists]
     used = int(merged(points, max(0, room)).value.max(initial=-(2**62))) + prices.used + prices.visit
-    return max(used, guests) + max(0, prices.embedding) + max(0, prices.head)
+    return max(used, guests) + max(0, prices.embedding + prices.first) + max(0, prices.head + prices.last)
 
 
 def _attentions(

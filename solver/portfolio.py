@@ -205,7 +205,7 @@ class Portfolio:
     def _again(self, deal: Deal) -> None:
         """More polish of the best plan, with its experts where they are and anywhere, each time by other chances."""
         for seed in range(1, AGAIN + 1):
-            if self.closed or self.incumbent is None:
+            if self.closed or self.incumbent is None or time.perf_counter() > self.deadline:
                 return
             plan = self.incumbent
             walk = Walk(plan.embedding, plan.attention, plan.head)

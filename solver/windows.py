@@ -16,6 +16,8 @@ from solver.problem import Problem
 Vectors = NDArray[np.int64]
 MOST_CELLS = 12_000
 """Numbers of attentions by class up to which the windows of all of them are known."""
+NEVER = 10**6
+"""Windows of which no number makes something up."""
 MOST_VECTORS = 4000
 """Otherwise: numbers that two windows make up beyond which they are not told apart from all others."""
 
@@ -49,6 +51,24 @@ class Windows:
         two = self._two(shape)
         found = np.concatenate([self.one, two])
         return found, np.repeat(np.array([1, 2], np.int64), [len(self.one), len(two)])
+
+    @cached_property
+    def ends(self) -> Vectors:
+        """For each of `listed` the fewest windows of which one begins with the first layer, ends with the last, and
+        both (columns), NEVER where none do; no more than `listed` says where not all numbers are listed."""
+        vectors, visits = self.listed
+        if self.beyond:
+            return np.stack([visits] * 3, axis=1)
+        shape = tuple(self._sizes + 1)
+        fewest = np.full(shape, NEVER)
+        fewest[tuple(vectors.T)] = visits
+        fewest[(0,) * len(shape)] = 0
+        order = np.eye(self._n_classes, dtype=np.int64)[self._classes]
+        begun = _one_more(fewest, np.cumsum(order, axis=0))
+        ended = _one_more(fewest, np.cumsum(order[::-1], axis=0))
+        both = _one_more(ended, np.cumsum(order, axis=0))
+        both[tuple(self._sizes)] = 1
+        return np.asarray(np.minimum(NEVER, np.stack([found[tuple(vectors.T)] for found in (begun, ended, both)], axis=1)))
 
     def _fewest(self, shape: tuple[int, ...]) -> Vectors:
         """The fewest windows for all numbers (0 for none): those of k and one more, as sums of two sets (by FFT)."""
@@ -98,10 +118,28 @@ class Windows:
     @cached_property
     def _visits(self) -> dict[tuple[int, ...], int]:
         vectors, visits = self.listed
-        known = {tuple(map(int, row)): int(n) for row, n in zip(vectors, visits, strict=True)}
+        known = {tuple(row): n for row, n in zip(vectors.tolist(), visits.tolist(), strict=True)}
         known[(0,) * self._n_classes] = 0
         return known
 
-    def visits(self, attention: tuple[int, ...]) -> int:
-        """At least so many visits does a card need that holds so many attentions of each class."""
+    @cached_property
+    def _ends(self) -> dict[tuple[int, ...], tuple[int, int, int]]:
+        rows = zip(self.listed[0].tolist(), self.ends.tolist(), strict=True)
+        return {tuple(row): (ends[0], ends[1], ends[2]) for row, ends in rows}
+
+    def visits(self, attention: tuple[int, ...], first: bool = False, last: bool = False) -> int:
+        """At least so many visits does a card need that holds so many attentions of each class: the `first` of all
+        among them, or the `last`, where that is asked for."""
+        if (first or last) and attention in self._ends:
+            return self._ends[attention][2 if first and last else int(last)]
         return self._visits.get(attention, self.beyond)
+
+
+def _one_more(fewest: Vectors, windows: Vectors) -> Vectors:
+    """The fewest windows with one of `windows` among them."""
+    found = np.full(fewest.shape, NEVER)
+    for window in windows:
+        there = tuple(slice(n, None) for n in window)
+        rest = tuple(slice(0, size - n) for n, size in zip(window, fewest.shape, strict=True))
+        found[there] = np.minimum(found[there], fewest[rest] + 1)
+    return found
