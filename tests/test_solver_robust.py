@@ -237,10 +237,10 @@ def test_a_device_has_room_if_one_problem_without_deviations_has(seed: int) -> N
     problem = problem_of(instance, robust, **options_of(0))
     kept = reserved(problem)
     for _ in range(40):
-        numbers = [tuple(rng.randint(0, n) for n in problem.class_sizes) for _ in range(2)]
-        experts = tuple(n * (k.experts is not None) for n, k in zip(numbers[1], problem.classes, strict=True))
+        attention = tuple(rng.randint(0, n) for n in problem.class_sizes)
+        experts = tuple(rng.randint(0, kind.number) for kind in problem.expert_kinds)
         local = (0,) * len(experts)
-        contents = Contents(numbers[0], experts, local, rng.randint(0, 1), rng.randint(0, 1))
+        contents = Contents(attention, experts, local, rng.randint(0, 1), rng.randint(0, 1))
         for d in range(len(problem.devices)):
             fits = contents.bytes(problem, d) <= problem.usable[d]
             without = [contents.bytes(one, d) <= one.usable[d] for one in nominal(problem, d)]
