@@ -109,9 +109,9 @@ PricedStep = tuple[int, int, int]
 @dataclass(frozen=True)
 class Prices:
     """What a card earns, in ticks: for an attention of each class; for experts of each kind beside their attention, for
-    an attention whose experts are elsewhere, for experts that are guests; for the embedding and the head, once for being
-    used, for every visit that it needs, for the walk's beginning and end, never less than 0, and for every step that its
-    attentions and its experts reach."""
+    an attention whose experts are elsewhere, for experts that are guests; for the embedding and the head; for being
+    used at all, for every visit that it needs, and for every step that its attentions and its experts reach; and, never
+    less than 0, for having the walk's beginning and its end."""
 
     attention: Sequence[int]
     local: Sequence[int]

@@ -228,7 +228,7 @@ class Deal:
     def _seat(
         self, left: list[tuple[bool, int, int, int]], rooms: dict[int, int], invited: dict[tuple[int, int], int]
     ) -> tuple[int, int]:
-        """Ticks of experts away from their attention (whether not on the CPU, kind, device of their attention, number), and bytes
+        """Ticks of experts away from their attention (whether not on the CPU; kind; device of that; number), and bytes
         that found no room."""
         total, short, still = 0, 0, []
         for d in range(len(self.problem.devices)):

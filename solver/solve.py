@@ -14,7 +14,8 @@ from profiles.presets import model_config_preset
 from solver.baselines import hand_plans
 from solver.evaluate import Evaluation, judge
 from solver.explain import infeasible, may_fit
-from solver.portfolio import Candidate, Portfolio, ProvedInfeasible
+from solver.plan_search import Candidate, ProvedInfeasible
+from solver.portfolio import Portfolio
 from solver.problem import Problem, Robust, build_problem
 from solver.robust import robust_infeasible
 from solver.rules import Allowed, Pins, breaks, check_target, coarser

@@ -14,7 +14,8 @@ from profiles.placement import Objective, Placement
 from solver.busiest import fractional_bound
 from solver.evaluate import judge
 from solver.explain import may_fit
-from solver.portfolio import NO_CEILING, Candidate, Portfolio, ProvedInfeasible
+from solver.plan_search import NO_CEILING, Candidate, ProvedInfeasible
+from solver.portfolio import Portfolio
 from solver.problem import Problem, objective_steps
 from solver.search import Limits
 from solver.split_bound import Mode, SplitBound, SplitTables, split_bound

@@ -15,7 +15,8 @@ from dataclasses import dataclass, replace
 from cost_models import CostModel
 from profiles.placement import Placement
 from solver.assignment import Assignment
-from solver.portfolio import Portfolio, ProvedInfeasible
+from solver.plan_search import ProvedInfeasible
+from solver.portfolio import Portfolio
 from solver.problem import BlockCosts, ExpertsCosts, LayerClass, Problem
 
 OTHERS_SHARE = 0.5

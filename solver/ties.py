@@ -7,7 +7,8 @@ from typing import Any
 
 from solver.assignment import Assignment
 from solver.headroom import roomiest, smallest_free
-from solver.portfolio import Candidate, Portfolio
+from solver.plan_search import Candidate
+from solver.portfolio import Portfolio
 
 WORK = 0.02
 """Share of the time limit for an exact answer, on small problems; elsewhere it takes a few milliseconds."""

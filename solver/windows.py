@@ -1,7 +1,7 @@
 """How often a token must come to a card: layers of different classes take turns, and a card may want only some of them.
 
 Attention on a card forms runs of neighbouring layers, *windows*. What one window can hold of each class is known from
-the order of the layers, and so is what two can, and more: contents that no k windows make up need k + 1 visits at least.
+the order of the layers, and so is what two can, and more: what no k windows make up needs k + 1 visits at least.
 """
 
 from __future__ import annotations
@@ -68,7 +68,8 @@ class Windows:
         ended = _one_more(fewest, np.cumsum(order[::-1], axis=0))
         both = _one_more(ended, np.cumsum(order, axis=0))
         both[tuple(self._sizes)] = 1
-        return np.asarray(np.minimum(NEVER, np.stack([found[tuple(vectors.T)] for found in (begun, ended, both)], axis=1)))
+        fewest_ends = [found[tuple(vectors.T)] for found in (begun, ended, both)]
+        return np.asarray(np.minimum(NEVER, np.stack(fewest_ends, axis=1)))
 
     def _fewest(self, shape: tuple[int, ...]) -> Vectors:
         """The fewest windows for all numbers (0 for none): those of k and one more, as sums of two sets (by FFT)."""
