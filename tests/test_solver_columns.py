@@ -41,8 +41,10 @@ def between(problem: Problem, plan: Assignment, steps: Sequence[Step] = ()) -> C
     found["cards",] = len(set(runs))
     found["embeddings", twins[plan.embedding]] = found["heads", twins[plan.head]] = 1
     found.update(("hop", twins[a], twins[b]) for a, b in pairwise(runs))
-    found["start", twins[plan.embedding], twins[runs[0]]] += 1
-    found["end", twins[runs[-1]], twins[plan.head]] += 1
+    begins: Row = ("start", twins[plan.embedding], twins[runs[0]])
+    ends: Row = ("end", twins[runs[-1]], twins[plan.head])
+    found[("first", twins[runs[0]]) if plan.embedding == runs[0] else begins] += 1
+    found[("last", twins[runs[-1]]) if plan.head == runs[-1] else ends] += 1
     for c, a, d in zip(problem.layer_class, plan.attention, plan.experts, strict=True):
         if d is not None and d != a:
             k = kind_of(problem, c)
