@@ -44,6 +44,8 @@ def random_prices(rng: random.Random, problem: Problem, size: int) -> Prices:
         head=rng.randint(-size, size),
         used=rng.randint(-size, size),
         visit=-rng.randint(0, size) if rng.random() < 0.8 else 0,
+        first=rng.randint(0, size) if rng.random() < 0.5 else 0,
+        last=rng.randint(0, size) if rng.random() < 0.5 else 0,
         attention_steps=steps(problem.class_sizes),
         experts_steps=steps([kind.number for kind in problem.expert_kinds]),
     )
@@ -52,7 +54,7 @@ def random_prices(rng: random.Random, problem: Problem, size: int) -> Prices:
 def value_of(held: Contents, prices: Prices, problem: Problem) -> int:
     """What contents earn, from the meaning of each price."""
     total = held.embedding * prices.embedding + held.head * prices.head + held.used * prices.used
-    total += held.visits * prices.visit
+    total += held.visits * prices.visit + held.first * prices.first + held.last * prices.last
     total += sum(a * price for a, price in zip(held.attention, prices.attention, strict=True))
     for k, kind in enumerate(problem.expert_kinds):
         a, h, local = sum(held.attention[c] for c in kind.classes), held.experts[k], held.local[k]
@@ -66,9 +68,6 @@ def every_contents(problem: Problem, d: int, visits: int | Windows) -> Iterator[
     sizes = zip(problem.classes, problem.class_sizes, strict=True)
     ends = [(0, 1) if block.allowed[d] else (0,) for block in (problem.embedding, problem.head)]
     for attention in product(*(range((n if kind.attention.allowed[d] else 0) + 1) for kind, n in sizes)):
-        times = visits if isinstance(visits, int) else visits.visits(attention)
-        if problem.one_run and not isinstance(visits, int) and times > 1:
-            continue
         choices = []
         for kind in problem.expert_kinds:
             own = sum(attention[c] for c in kind.classes)
@@ -77,9 +76,18 @@ def every_contents(problem: Problem, d: int, visits: int | Windows) -> Iterator[
         for held in product(*choices):
             experts, local = tuple(h for h, _ in held), tuple(k for _, k in held)
             for embedding, head in product(*ends):
-                found = Contents(attention, experts, local, embedding, head, times if any(attention) else 0)
-                if found.bytes(problem, d) <= problem.usable[d]:
-                    yield found
+                plain = Contents(attention, experts, local, embedding, head)
+                if plain.bytes(problem, d) > problem.usable[d]:
+                    continue
+                if not any(attention):
+                    yield plain
+                elif isinstance(visits, int):
+                    yield replace(plain, visits=visits, first=embedding, last=head)
+                else:
+                    for first, last in product(range(embedding + 1), range(head + 1)):
+                        times = visits.visits(attention, first > 0, last > 0)
+                        if times <= len(problem.layer_class) and (times == 1 or not problem.one_run):
+                            yield replace(plain, visits=times, first=first, last=last)
 
 
 def most_earned(problem: Problem, d: int, prices: Prices, visits: int | Windows) -> int:
