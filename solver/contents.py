@@ -179,6 +179,14 @@ def _levels(problem: Problem, device: int) -> Iterator[_Level]:
             yield _Level(problem, device, let_in, problem.usable[device] - kept)
 
 
+def _bytes_of_all(problem: Problem, device: int) -> int:
+    """What the whole model takes on one device: where there is room for that, bytes do not matter."""
+    blocks = [(problem.embedding, 1), (problem.head, 1)]
+    blocks += [(kind.attention, n) for kind, n in zip(problem.classes, problem.class_sizes, strict=True)]
+    experts = sum(kind.number * kind.experts.bytes[device] for kind in problem.expert_kinds)
+    return experts + sum(n * block.bytes[device] for block, n in blocks)
+
+
 class _Level:
     """Contents of blocks that need at most `workspace`, in `room` bytes."""
 
@@ -193,9 +201,7 @@ class _Level:
         self.grids += [
             _Grid(problem, kind.classes, k, device, workspace, self.room) for k, kind in enumerate(problem.expert_kinds)
         ]
-        # Where there is room for everything at once, bytes do not matter.
-        everything = problem.embedding.bytes[device] + problem.head.bytes[device]
-        self.ample = everything + sum(int(grid.bytes[-1]) for grid in self.grids) <= self.room
+        self.ample = _bytes_of_all(problem, device) <= self.room
 
     @property
     def guests(self) -> tuple[object, ...]:

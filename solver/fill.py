@@ -75,7 +75,7 @@ def _with_their_attention(problem: Problem, walk: Walk) -> Assignment | None:
     for d in range(len(problem.devices)):
         here = Counter(c for c, a in zip(problem.layer_class, walk.attention, strict=True) if a == d)
         attention = tuple(here[c] for c in range(len(problem.classes)))
-        whole = tuple(n if kind.experts else 0 for kind, n in zip(problem.classes, attention, strict=True))
+        whole = problem.by_kind(attention)
         if not Contents(attention, whole, whole, walk.embedding == d, walk.head == d).fits(problem, d):
             return None
     return Assignment(walk.embedding, walk.head, walk.attention, experts)

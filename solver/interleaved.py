@@ -3,6 +3,7 @@ visited (`solver/windows.py`): all numbers of attentions whose visits are known 
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from itertools import product
 
@@ -141,7 +142,8 @@ class InterleavedKnapsack:
             if first <= embedding and last <= head:
                 more = self.more[:, (first + 2 * last) - 1]
                 paid = first * prices.first + last * prices.last + prices.visit * more
-                earned.append(np.where(more < NEVER // 2, paid, -(2**62)))
+                never = more > 0 if self.problem.one_run else more >= NEVER // 2
+                earned.append(np.where(never, -(2**62), paid))
                 which.append(first + 2 * last)
         best = np.argmax(np.array(earned), axis=0)
         return np.max(np.array(earned), axis=0), np.array(which)[best]
@@ -161,13 +163,14 @@ class InterleavedKnapsack:
 
     def _most_gained(self, own: Integers, left: Integers, prices: Prices) -> NDArray[np.float64]:
         """More than experts in so many bytes can earn beside their `own` attentions: fractions of the best first."""
-        offers: list[tuple[float, int, int, Integers]] = []
+        offers: list[tuple[int, float, int, Integers]] = []
         for k, x, most in self._experts:
             guest = prices.taken[k]
             local = guest + max(0, prices.local[k] - prices.sent[k] - guest)
-            n_bytes = max(1, x.bytes[self.device])
+            n_bytes = x.bytes[self.device]
+            rate = 1 / n_bytes if n_bytes else math.inf
             beside = np.minimum(own[:, k], most)
-            offers += [(local / n_bytes, local, n_bytes, beside), (guest / n_bytes, guest, n_bytes, most - beside)]
+            offers += [(local, local * rate, n_bytes, beside), (guest, guest * rate, n_bytes, most - beside)]
         gained = np.full(len(left), 1.0)
         for k, x, most in self._experts:
             steps = np.zeros(most + 1)
@@ -178,11 +181,10 @@ class InterleavedKnapsack:
                 fits = np.minimum(left // n_bytes, most) if n_bytes else np.full(len(left), most)
                 gained += np.maximum.accumulate(steps)[fits]
         room = left.astype(np.float64)
-        for _, value, n_bytes, limit in sorted(offers, key=lambda offer: -offer[0]):
-            if value > 0:
-                n = np.minimum(limit, room / n_bytes)
-                gained += n * value
-                room -= n * n_bytes
+        for value, _, n_bytes, limit in sorted((one for one in offers if one[0] > 0), key=lambda one: -one[1]):
+            n = np.minimum(limit, room / n_bytes) if n_bytes else limit
+            gained += n * value
+            room -= n * n_bytes
         return gained
 
     def _with_experts(

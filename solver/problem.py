@@ -243,16 +243,19 @@ def build_problem(
             deviation=deviation(found),
         )
 
-    keys: dict[tuple[object, ...], LayerClass] = {}
-    kinds: list[LayerClass] = []
+    keys: dict[tuple[object, ...], int] = {}
+    classes: list[LayerClass] = []
+    layer_class = []
     for layer, same in enumerate(costs.layer_class):
         key = (same, allowed("attention", layer), allowed("experts", layer))
         if key not in keys:
-            keys[key] = LayerClass(block("attention", layer), experts(layer))
-        kinds.append(keys[key])
-    # Layers that differ in what no step of this workload sees are of one class, unless single experts are told apart.
-    classes = list(keys.values()) if granularity == "expert" else list(dict.fromkeys(kinds))
-    layer_class = [next(c for c, one in enumerate(classes) if one is kind or one == kind) for kind in kinds]
+            kind = LayerClass(block("attention", layer), experts(layer))
+            # Layers that differ in what no step of this workload sees are of one class too, unless single experts are
+            # told apart.
+            if kind not in classes or granularity == "expert":
+                classes.append(kind)
+            keys[key] = len(classes) - 1 if granularity == "expert" else classes.index(kind)
+        layer_class.append(keys[key])
     return Problem(
         devices=names,
         usable=tuple(max(0, costs.usable_bytes(d) - costs.overhead_bytes(d)) for d in names),
