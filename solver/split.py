@@ -17,8 +17,10 @@ from solver.explain import may_fit
 from solver.portfolio import NO_CEILING, Candidate, Portfolio, ProvedInfeasible
 from solver.problem import Problem, objective_steps
 from solver.search import Limits
-from solver.split_bound import Mode, SplitBound, SplitTables, split_bound
+from solver.split_bound import SplitBound, split_bound
+from solver.split_kinds import SplitTables
 from solver.split_plans import Planner, SplitPlan
+from solver.split_program import Cards, Mode
 from solver.split_times import SplitTimes
 from solver.walk import Walk
 
@@ -63,10 +65,10 @@ class SplitSearch:
             self.bound_s = fractional_bound(self.problem) * self.problem.tick_s / sequences
         else:
             tables = SplitTables(self.problem, self.costs, _by_tokens(objective_steps(self.costs, self.objective)))
-            bounds = [bound for charged in (True, False) if (bound := split_bound(tables, charged=charged)) is not None]
-            self.bound_s = max((bound.seconds for bound in bounds), default=0.0)
-            planner = Planner(self.problem, SplitTimes(self.problem, self.costs, tables.steps))
-            for bound in reversed(bounds):
+            bound = split_bound(tables)
+            if bound is not None:
+                self.bound_s = bound.seconds
+                planner = Planner(self.problem, SplitTimes(self.problem, self.costs, tables.steps))
                 self._from_modes(bound, planner, whole)
         if self.best is not None and self.best.seconds > self.whole_bound_s and not self.late:
             # Whole blocks may still be better than what was found: never return less than they give.
@@ -213,23 +215,23 @@ def _scaled(mode: Mode, own: float, cpu: float, planner: Planner) -> Mode:
         return mode
     count = planner.times.experts(mode.c).count
     e = min(count, round(mode.e * own))
-    return Mode(mode.c, mode.group, e, min(count - e, round(mode.n * cpu)))
+    return replace(mode, e=e, n=min(count - e, round(mode.n * cpu)))
 
 
 def walks_of(problem: Problem, bound: SplitBound) -> Iterator[Walk]:
-    """Contiguous walks with attention on the groups of cards where the bound's modes have it, in their proportions, on
-    one card of each, or more; embedding and head at the walk's ends, or on the CPU."""
-    weight: dict[int, float] = {}
+    """Contiguous walks with attention on the groups and kinds of cards where the bound's modes have it, in their
+    proportions, first on as many cards as it has, then on any number; embedding and head at the walk's ends, or on the
+    CPU."""
+    weight: dict[Cards, float] = {}
     for mode, layers in bound.modes.items():
-        weight[mode.group] = weight.get(mode.group, 0.0) + layers
-    cards = {g: [d for d, twin in enumerate(problem.twins) if twin == g] for g in dict.fromkeys(problem.twins)}
-    groups = [g for g in cards if weight.get(g, 0.0) >= 0.75] or [max(weight, key=lambda g: weight[g])]
+        weight[mode.group, mode.kind] = weight.get((mode.group, mode.kind), 0.0) + layers
+    used = [which for which in weight if weight[which] >= 0.75] or [max(weight, key=lambda which: weight[which])]
+    most = [problem.twins.count(g) for g, _ in used]
+    first = tuple(max(1, round(bound.cards[which])) for which in used)
     cpu = problem.devices.index("cpu")
     seen = set()
-    for numbers in islice(product(*(range(1, len(cards[g]) + 1) for g in groups)), MOST_WALKS):
-        used = [d for g, k in zip(groups, numbers, strict=True) for d in cards[g][:k]]
-        sizes = [weight[g] / k for g, k in zip(groups, numbers, strict=True) for _ in range(k)]
-        attention = _slices(problem, used, sizes)
+    for numbers in islice((first, *product(*(range(1, n + 1) for n in most))), MOST_WALKS):
+        attention = _on_cards(problem, weight, dict(zip(used, numbers, strict=True)))
         if attention is None:
             continue
         embedding = cpu if bound.embedding_on_cpu else attention[0]
@@ -240,6 +242,19 @@ def walks_of(problem: Problem, bound: SplitBound) -> Iterator[Walk]:
                     seen.add(one)
                     yield one
                 break
+
+
+def _on_cards(problem: Problem, weight: Mapping[Cards, float], numbers: Mapping[Cards, int]) -> tuple[int, ...] | None:
+    """Layers in order, in proportion to `weight` on so many cards of each group and kind; None if there are too few."""
+    left = {g: [d for d, twin in enumerate(problem.twins) if twin == g] for g in dict.fromkeys(problem.twins)}
+    cards, sizes = list[int](), list[float]()
+    for which in sorted(numbers):
+        for _ in range(numbers[which]):
+            if not left[which[0]]:
+                return None
+            cards.append(left[which[0]].pop(0))
+            sizes.append(weight[which] / numbers[which])
+    return _slices(problem, cards, sizes)
 
 
 def with_other_ends(problem: Problem, walk: Walk) -> Iterator[Walk]:

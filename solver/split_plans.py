@@ -13,7 +13,7 @@ from itertools import pairwise
 
 from profiles.placement import LayerPlacement, Placement
 from solver.problem import Problem
-from solver.split_bound import Mode
+from solver.split_program import ALONE, BOTH, Mode
 from solver.split_times import Counts, SplitTimes
 from solver.walk import Walk
 
@@ -46,13 +46,13 @@ class Planner:
         return -(-stored * n // experts.count)
 
     def rooms(self, walk: Walk) -> list[int]:
-        """Bytes for experts on each device beside attention, embedding and head, and the workspaces of all."""
+        """Bytes for experts on each device beside attention, embedding and head, and the workspaces of all; 0 where all
+        else fits only without experts, negative where it does not."""
         problem = self.problem
-        kinds = [kind.experts for kind in problem.classes if kind.experts is not None]
+        most = max((kind.experts.workspace for kind in problem.classes if kind.experts is not None), default=0)
         rooms = []
         for d, usable in enumerate(problem.usable):
-            need = max((x.workspace for x in kinds), default=0)
-            room = usable
+            need, room = 0, usable
             for block, home in ((problem.embedding, walk.embedding), (problem.head, walk.head)):
                 if home == d:
                     room, need = room - block.bytes[d], max(need, block.workspace)
@@ -61,15 +61,15 @@ class Planner:
                 if a == d:
                     attention = problem.classes[c].attention
                     room, need = room - attention.bytes[d], max(need, attention.workspace)
-            rooms.append(room - need)
+            rooms.append(room - need if room < need else max(0, room - max(need, most)))
         return rooms
 
     # ---- a first deal ----
 
     def deal(self, walk: Walk, modes: Mapping[Mode, float]) -> SplitPlan:
         problem = self.problem
-        chosen = self._chosen(walk, modes)
         rooms = self.rooms(walk)
+        chosen = self._chosen(walk, modes, rooms)
         counts: list[Counts | None] = [None] * len(problem.layer_class)
         self._own_at_most(walk, chosen, rooms)
         for i, mode in chosen.items():
@@ -109,16 +109,17 @@ class Planner:
         experts = self.problem.classes[self.problem.layer_class[i]].experts
         return experts is not None and experts.allowed[d]
 
-    def _chosen(self, walk: Walk, modes: Mapping[Mode, float]) -> dict[int, tuple[int, int]]:
-        """(own, CPU) experts for each layer with experts, in the proportions of `modes`; those of the layer's own group
-        of cards first, if the class has any there."""
+    def _chosen(self, walk: Walk, modes: Mapping[Mode, float], rooms: Sequence[int]) -> dict[int, tuple[int, int]]:
+        """(own, CPU) experts for each layer with experts, in the proportions of `modes`: those of the layer's own group
+        and kind of card, if the class has any there, or of its group, or any."""
         problem, given = self.problem, dict[Mode, float]()
         chosen = {}
         for i, (c, a) in enumerate(zip(problem.layer_class, walk.attention, strict=True)):
             if problem.classes[c].experts is None:
                 continue
-            mine = [mode for mode in modes if mode.c == c and mode.group == problem.twins[a]]
-            mine = mine or [mode for mode in modes if mode.c == c]
+            every = [mode for mode in modes if mode.c == c]
+            group = [mode for mode in every if mode.group == problem.twins[a]]
+            mine = [mode for mode in group if mode.kind == (BOTH if rooms[a] else ALONE)] or group or every
             weight = sum(modes[mode] for mode in mine)
             done = 1 + sum(given.get(mode, 0.0) for mode in mine)
             best = max(mine, key=lambda mode: modes[mode] / weight * done - given.get(mode, 0.0))
