@@ -88,8 +88,9 @@ class SplitTables:
         layer = self.layer_of(c)
         key = (self.costs.layer_class[layer], g, experts.allowed)
         if key not in self._seconds:
-            names = self.problem.devices
-            guests = [names[d] for d in range(len(names)) if d not in (g, self.cpu) and experts.allowed[d]]
+            names, twins = self.problem.devices, self.problem.twins
+            others = [d for d in range(len(names)) if d not in (g, self.cpu) and experts.allowed[d]]
+            guests = [names[twins[d] if twins[d] != g else self.problem.other_twin(g)] for d in others]
             table = split_table(self.costs, layer, names[g], guests, self.steps).seconds
             if not experts.allowed[g]:
                 table[1:, :] = np.inf

@@ -101,6 +101,6 @@ class SplitTimes:
         names, layer, found = self.problem.devices, self._layer[c], dict[tuple[int, bool], NDArray[np.float64]]()
         for d, twin in enumerate(self.problem.twins):
             if (twin, d == a) not in found:
-                some = [self.costs.hits_s(layer, names[a], names[d], n * hit, step) for n in range(1, most + 1)]
-                found[twin, d == a] = np.array([0.0, *some])
+                hits = (n * hit for n in range(most + 1))
+                found[twin, d == a] = np.array(self.costs.hits_s(layer, names[a], names[d], hits, step))
         return [found[twin, d == a] for d, twin in enumerate(self.problem.twins)]
