@@ -77,14 +77,14 @@ def _of_step(
     own, cpu = seconds(attention, hits), seconds("cpu", hits)
     guest = np.min([seconds(g, hits) for g in dict.fromkeys(guests)], axis=0) if guests else np.zeros(most + 1)
     if one_draw:
-        return _drawn(experts, own, cpu, guest, len(guests))
+        return _drawn(experts, own, cpu, guest, len(guests), 0 if attention == "cpu" else experts.active)
     touched = np.sort(touch_probabilities(experts, tokens))
     return _independent(touched, own, cpu, guest, len(guests), 0 if attention == "cpu" else count)
 
 
-def _drawn(experts: Experts, own: Floats, cpu: Floats, guest: Floats, bins: int) -> Floats:
+def _drawn(experts: Experts, own: Floats, cpu: Floats, guest: Floats, bins: int, most: int) -> Floats:
     """One token's `active` different experts: C(e, i) C(n, j) ways to hit i experts here and j on the CPU, and those
-    to hit the rest elsewhere, each with the slowest part."""
+    to hit the rest elsewhere, each with the slowest part. Of those on the CPU `most` are hit at most."""
     count, k = experts.count, experts.active
     ways = np.array([[float(math.comb(n, h)) for h in range(k + 1)] for n in range(count + 1)])
     fullest = _fullest(ways, k, max(1, bins))
@@ -92,7 +92,7 @@ def _drawn(experts: Experts, own: Floats, cpu: Floats, guest: Floats, bins: int)
     rest = np.maximum(0, count - e - n)
     total = np.zeros((count + 1, count + 1))
     for i in range(k + 1):
-        for j in range(k + 1 - i):
+        for j in range(min(most, k - i) + 1):
             elsewhere = k - i - j
             slowest = np.maximum(max(own[i], cpu[j]), guest)
             by_rest = fullest[:, elsewhere, :] @ slowest

@@ -59,7 +59,7 @@ class SplitSearch:
         rules = list(rules)
         for placement in rules:
             self._offer(placement)
-        whole = self._glance(rules)
+        self._glance(rules)
         if self.problem.bottleneck:
             sequences = self.costs.workload.batch_size
             self.bound_s = fractional_bound(self.problem) * self.problem.tick_s / sequences
@@ -69,7 +69,7 @@ class SplitSearch:
             if bound is not None:
                 self.bound_s = bound.seconds
                 planner = Planner(self.problem, SplitTimes(self.problem, self.costs, tables.steps))
-                self._from_modes(bound, planner, whole)
+                self._from_modes(bound, planner)
         if self.best is not None and self.best.seconds > self.whole_bound_s and not self.late:
             # Whole blocks may still be better than what was found: never return less than they give.
             self._whole(rules, math.ceil(self.best.seconds / self.problem.tick_s))
@@ -78,11 +78,11 @@ class SplitSearch:
         if self.best is None and may_fit(self.problem, self.costs) is False:
             raise ProvedInfeasible
 
-    def _glance(self, rules: list[Placement]) -> Walk | None:
-        """A quick look at whole blocks: what they take at least, and the walk of a good plan."""
+    def _glance(self, rules: list[Placement]) -> None:
+        """What whole blocks take at least."""
         portfolio = Portfolio(self._unsplit(), self.costs, self.objective, self.limits, self.deadline)
         portfolio.first_look(rules)
-        return self._learn(portfolio)
+        self._learn(portfolio)
 
     def _whole(self, rules: list[Placement], ceiling: int) -> None:
         """The best plan of whole blocks below `ceiling` ticks."""
@@ -98,20 +98,18 @@ class SplitSearch:
     def _unsplit(self) -> Problem:
         return replace(self.problem, split_experts=False)
 
-    def _learn(self, portfolio: Portfolio) -> Walk | None:
+    def _learn(self, portfolio: Portfolio) -> None:
         self.whole_bound_s = max(self.whole_bound_s, portfolio.bound_s)
         if portfolio.best is not None:
             self._offer(portfolio.best.placement)
-        plan = portfolio.incumbent
-        return None if plan is None else Walk(plan.embedding, plan.attention, plan.head)
 
     # ---- plans from modes ----
 
-    def _from_modes(self, bound: SplitBound, planner: Planner, whole: Walk | None) -> None:
+    def _from_modes(self, bound: SplitBound, planner: Planner) -> None:
         """Plans from walks as the bound has them, the best of them with other ends, and tuned."""
         if self.closed:
             return
-        walks = dict.fromkeys([*walks_of(self.problem, bound), *([whole] if whole is not None else [])])
+        walks = dict.fromkeys(walks_of(self.problem, bound))
         found = self._filled(
             planner, [self._dealt(planner, walk, bound.modes) for walk in self._in_time(walks, planner)]
         )

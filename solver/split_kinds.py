@@ -52,6 +52,12 @@ class LayerCosts:
         return float(value.flat[at]), e, n
 
 
+def alike_experts(problem: Problem, costs: CostModel) -> list[int]:
+    """For each class the first one with equal experts, whatever its attention."""
+    found = [costs.layer(problem.layer_class.index(c)).experts for c in range(len(problem.classes))]
+    return [found.index(experts) for experts in found]
+
+
 class SplitTables:
     """Seconds and bytes of all classes of a problem, by class and group of equal devices."""
 
@@ -86,7 +92,7 @@ class SplitTables:
         experts = self.problem.classes[c].experts
         assert experts is not None
         layer = self.layer_of(c)
-        key = (self.costs.layer_class[layer], g, experts.allowed)
+        key = (alike_experts(self.problem, self.costs)[c], g, experts.allowed)
         if key not in self._seconds:
             names, twins = self.problem.devices, self.problem.twins
             others = [d for d in range(len(names)) if d not in (g, self.cpu) and experts.allowed[d]]

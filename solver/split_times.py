@@ -13,6 +13,7 @@ from cost_models.slowest import SlowestPart
 from cost_models.splits import MEANS_FROM_TOKENS
 from profiles.model import Experts
 from solver.problem import Problem
+from solver.split_kinds import alike_experts
 
 Counts = tuple[int, ...]
 """Experts of a layer on each device of the problem."""
@@ -32,6 +33,7 @@ class SplitTimes:
         self._slowest: dict[tuple[int, int], list[SlowestPart]] = {}
         self._order: dict[int, tuple[int, ...]] = {}
         self._layer = {c: problem.layer_class.index(c) for c in range(len(problem.classes))}
+        self._alike = alike_experts(problem, costs)
 
     def experts(self, c: int) -> Experts:
         found = self.costs.layer(self._layer[c]).experts
@@ -56,13 +58,7 @@ class SplitTimes:
     def seconds(self, c: int, a: int, counts: Counts) -> float:
         twins = self.problem.twins
         guests = tuple(sorted((twins[d], n) for d, n in enumerate(counts) if n and d not in (a, self.cpu)))
-        key: tuple[object, ...] = (
-            self.costs.layer_class[self._layer[c]],
-            twins[a],
-            counts[a],
-            counts[self.cpu],
-            guests,
-        )
+        key: tuple[object, ...] = (self._alike[c], twins[a], counts[a], counts[self.cpu], guests)
         alike = self.experts(c).frequencies is None and self.experts(c).expert_weight_bytes is None
         if not alike:
             key = (*key, a, counts)
@@ -84,7 +80,7 @@ class SplitTimes:
 
     def slowest(self, c: int, a: int) -> list[SlowestPart]:
         """For each step: what a split of class c costs, seen from device a."""
-        key = (self.costs.layer_class[self._layer[c]], a)
+        key = (self._alike[c], a)
         if key not in self._slowest:
             tokens = [step.tokens * self.costs.workload.batch_size for step in self.steps]
             self._slowest[key] = [
