@@ -68,7 +68,7 @@ class SplitSearch:
             bound = split_bound(tables)
             if bound is not None:
                 self.bound_s = bound.seconds
-                planner = Planner(self.problem, SplitTimes(self.problem, self.costs, tables.steps))
+                planner = Planner(self.problem, SplitTimes(self.problem, self.costs, tables.steps), tables.sorts)
                 self._from_modes(bound, planner)
         if self.best is not None and self.best.seconds > self.whole_bound_s and not self.late:
             # Whole blocks may still be better than what was found: never return less than they give.
@@ -213,7 +213,9 @@ def _scaled(mode: Mode, own: float, cpu: float, planner: Planner) -> Mode:
         return mode
     count = planner.times.experts(mode.c).count
     e = min(count, round(mode.e * own))
-    return replace(mode, e=e, n=min(count - e, round(mode.n * cpu)))
+    n = min(count - e, round(mode.n * cpu))
+    rest, before = count - e - n, count - mode.e - mode.n
+    return replace(mode, e=e, n=n, k=round(mode.k * rest / before) if before else rest)
 
 
 def walks_of(problem: Problem, bound: SplitBound) -> Iterator[Walk]:

@@ -52,10 +52,10 @@ class _Search:
         self.program, self.tables = program, program.tables
         for c, g in self.tables.kinds:
             costs = self.tables.kinds[c, g]
-            fastest = divmod(int(costs.seconds.argmin()), costs.count + 1)
-            for e, n in {(costs.count, 0), (0, costs.count), fastest}:
+            _, fastest = costs.cheapest(0.0, 0.0, (0.0, 0.0), own_too=True)
+            for e, n, k in {(costs.count, 0, 0), (0, costs.count, 0), fastest}:
                 if math.isfinite(costs.seconds[e, n]):
-                    program.add(Mode(c, g, BOTH, e, n))
+                    program.add(Mode(c, g, BOTH, e, n, k))
 
     def run(self) -> SplitBound | None:
         everything = {cards: (0, self.tables.groups[cards[0]]) for cards in self.program.cards}

@@ -10,16 +10,37 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cost_models import CostModel, Step
+from cost_models.experts import touch_probabilities
+from cost_models.guest_sorts import SortRows, StepHits
 from cost_models.split_tables import split_table
+from cost_models.splits import MEANS_FROM_TOKENS
+from profiles.model import Experts
 from solver.problem import Problem
 
 Floats = NDArray[np.float64]
+Split = tuple[int, int, int]
+"""Experts beside the attention, on the CPU, and on the first sort of other GPUs."""
 GB = 1e9
+MOST_SORTS = 2
+MOST_ROWS = 60
+"""Rows that are made, at most, for one question; what they leave open counts with what it costs at least."""
+EXACT = 1e-4
+"""Rows that promise so little more, as a share, are not made."""
 
 
 @dataclass(frozen=True)
+class Sort:
+    """Groups of GPUs that serve attention of one group equally well, and how many GPUs they have beside its own."""
+
+    groups: tuple[int, ...]
+    bins: int
+
+
+@dataclass
 class LayerCosts:
-    """One class of layers seen from one group: bytes of attention, least bytes of k experts, seconds of every split."""
+    """One class of layers seen from one group: bytes of attention, least bytes of k experts, and at least the seconds
+    of every split `seconds[e, n]`; where there are two sorts of guests, `rows` has them by how many are on the first.
+    """
 
     attention_bytes: float
     attention_s: float
@@ -27,6 +48,11 @@ class LayerCosts:
     guest_bytes: Floats
     cpu_bytes: Floats
     seconds: Floats
+    rows: SortRows | None = None
+
+    def __post_init__(self) -> None:
+        self._known: dict[tuple[int, int], int] = {}
+        self._seconds = np.full((16, len(self.seconds)), np.inf)
 
     @property
     def count(self) -> int:
@@ -41,15 +67,62 @@ class LayerCosts:
         e, n = np.indices(self.seconds.shape)
         return np.maximum(0, self.count - e - n)
 
-    def cheapest(self, own: float, away: float, lent: float, *, own_too: bool) -> tuple[float, int, int]:
-        """The split (e, n) that is cheapest at prices a GB beside the attention, on the CPU and on other GPUs."""
+    def split_s(self, e: int, n: int, k: int) -> float:
+        """Seconds with e experts beside the attention, n on the CPU and k on the first sort of guests."""
+        if self.rows is None or not np.isfinite(self.seconds[e, n]):
+            return float(self.seconds[e, n])
+        return float(self._seconds[self._row(e, n), k])
+
+    def _row(self, e: int, n: int) -> int:
+        assert self.rows is not None
+        if (e, n) not in self._known:
+            at = self._known[e, n] = len(self._known)
+            if at == len(self._seconds):
+                self._seconds = np.concatenate((self._seconds, np.full_like(self._seconds, np.inf)))
+            self._seconds[at, : self.count - e - n + 1] = self.rows.row(e, n)
+        return self._known[e, n]
+
+    def cheapest(self, own: float, away: float, lent: Sequence[float], *, own_too: bool) -> tuple[float, Split]:
+        """The split that is cheapest at prices a GB beside the attention, on the CPU and on each sort of other GPUs, and
+        what none costs less than. Rows are made from the most promising one on, until none may be better."""
         rows = len(self.seconds) if own_too else 1
         value = self.seconds[:rows] + (self.cpu_bytes / GB * away)[None, :]
         value += (self.own_bytes[:rows] / GB * own)[:, None]
-        value += (self.guest_bytes / GB * lent)[self._rest[:rows]]
-        at = int(np.argmin(value))
-        e, n = divmod(at, value.shape[1])
-        return float(value.flat[at]), e, n
+        value += (self.guest_bytes / GB * min(lent))[self._rest[:rows]]
+        if self.rows is None:
+            at = divmod(int(np.argmin(value)), value.shape[1])
+            return float(value[at]), (*at, int(self._rest[at]))
+        best, split = np.inf, (0, self.count, 0)
+        fresh = [(e, n) for e, n in self._known if e < rows]
+        for _ in range(MOST_ROWS):
+            if fresh:
+                found, where = self._cheapest_of(fresh, own, away, lent)
+                best, split = min((best, split), (found, where))
+                value[tuple(np.array(fresh).T)] = np.inf
+            at = divmod(int(np.argmin(value)), value.shape[1])
+            if value[at] >= best * (1 - EXACT):
+                break
+            self._row(*at)
+            fresh = [at]
+        return min(best, float(value.min())), split
+
+    def _cheapest_of(
+        self, pairs: Sequence[tuple[int, int]], own: float, away: float, lent: Sequence[float]
+    ) -> tuple[float, Split]:
+        """Of splits with such (e, n)."""
+        at = np.array([self._known[pair] for pair in pairs])
+        e, n = np.array(pairs).T
+        k = np.arange(self.count + 1)
+        rest = (self.count - e - n)[:, None]
+        guests = self.guest_bytes / GB
+        value = self._seconds[at] + guests[None, :] * lent[0] + guests[np.maximum(0, rest - k)] * lent[1]
+        value += (self.own_bytes[e] / GB * own + self.cpu_bytes[n] / GB * away)[:, None]
+        i, best = divmod(int(np.argmin(value)), len(k))
+        return float(value[i, best]), (*pairs[i], best)
+
+
+def _are_alike(experts: Experts) -> bool:
+    return experts.frequencies is None and experts.expert_weight_bytes is None
 
 
 def alike_experts(problem: Problem, costs: CostModel) -> list[int]:
@@ -66,6 +139,9 @@ class SplitTables:
         self.groups = {first: problem.twins.count(first) for first in dict.fromkeys(problem.twins)}
         self.cpu = problem.devices.index("cpu")
         self._seconds: dict[tuple[int, int, tuple[bool, ...]], Floats] = {}
+        self._rows: dict[tuple[object, ...], SortRows] = {}
+        self._alike = alike_experts(problem, costs)
+        self.sorts = {g: self._sorts(g) for g in self.groups}
         self.kinds = {
             (c, g): self._kind(c, g)
             for c, kind in enumerate(problem.classes)
@@ -86,13 +162,13 @@ class SplitTables:
             return LayerCosts(attention.bytes[g], seconds, zero, zero, zero, np.zeros((1, 1)))
         gpu = next((d for d in self.groups if d != self.cpu), self.cpu)
         sizes = (self._least_bytes(c, d) for d in (g, gpu, self.cpu))
-        return LayerCosts(attention.bytes[g], seconds, *sizes, self._table(c, g))
+        return LayerCosts(attention.bytes[g], seconds, *sizes, self._table(c, g), self._sort_rows(c, g))
 
     def _table(self, c: int, g: int) -> Floats:
         experts = self.problem.classes[c].experts
         assert experts is not None
         layer = self.layer_of(c)
-        key = (alike_experts(self.problem, self.costs)[c], g, experts.allowed)
+        key = (self._alike[c], g, experts.allowed)
         if key not in self._seconds:
             names, twins = self.problem.devices, self.problem.twins
             others = [d for d in range(len(names)) if d not in (g, self.cpu) and experts.allowed[d]]
@@ -104,6 +180,59 @@ class SplitTables:
                 table[:, 1:] = np.inf
             self._seconds[key] = table
         return self._seconds[key]
+
+    # ---- sorts of guests ----
+
+    def _sorts(self, g: int) -> tuple[Sort, ...]:
+        """At most two sorts of guests for attention on group g; those that are most alike are taken as one."""
+        alike = all(x is None or _are_alike(x) for x in map(self._experts, range(len(self.problem.classes))))
+        near: dict[tuple[object, ...], list[int]] = {}
+        for h in self._guest_groups(g):
+            kinds = sorted({self._alike[c] for c, kind in enumerate(self.problem.classes) if kind.experts is not None})
+            hits = [self._hits(c, g, h, step) for c in kinds for step in self.steps]
+            near.setdefault(tuple(t for times in hits for t in times.tolist()) if alike and g != self.cpu else (), []).append(h)
+        found = [near[key] for key in sorted(near, key=lambda key: (sum(key), key))]
+        sums = [sum(key) for key in sorted(near, key=lambda key: (sum(key), key))]
+        while len(found) > MOST_SORTS:
+            i = min(range(len(found) - 1), key=lambda i: sums[i + 1] / max(sums[i], 1e-300))
+            found[i : i + 2], sums[i : i + 2] = [found[i] + found[i + 1]], [sums[i]]
+        return tuple(Sort(tuple(groups), sum(self._bins(g, h) for h in groups)) for groups in found)
+
+    def _guest_groups(self, g: int) -> list[int]:
+        return [h for h in self.groups if h != self.cpu and self._bins(g, h)]
+
+    def _bins(self, g: int, h: int) -> int:
+        return self.groups[h] - (g == h)
+
+    def _experts(self, c: int) -> Experts | None:
+        return self.costs.layer(self.layer_of(c)).experts
+
+    def _hits(self, c: int, g: int, h: int, step: Step, *, own: bool = False) -> Floats:
+        """Seconds of 0, 1, … hits on another device of group h, or on the attention's `own`; at their means, of as many
+        experts."""
+        experts, tokens = self._experts(c), step.tokens * self.costs.workload.batch_size
+        assert experts is not None
+        hit = touch_probabilities(experts, tokens)[0] if tokens >= MEANS_FROM_TOKENS else 1.0
+        names, d = self.problem.devices, self.problem.other_twin(g) if h == g and not own else h
+        hits = (n * hit for n in range((experts.active if tokens == 1 else experts.count) + 1))
+        return np.array(self.costs.hits_s(self.layer_of(c), names[g], names[d], hits, step))
+
+    def _sort_rows(self, c: int, g: int) -> SortRows | None:
+        """Splits over both sorts; groups that see the same share them."""
+        sorts, experts = self.sorts[g], self._experts(c)
+        if len(sorts) < MOST_SORTS or experts is None:
+            return None
+        steps = []
+        for step in self.steps:
+            tokens = step.tokens * self.costs.workload.batch_size
+            first, second = (np.min([self._hits(c, g, h, step) for h in sort.groups], axis=0) for sort in sorts)
+            own, cpu = self._hits(c, g, g, step, own=True), self._hits(c, g, self.cpu, step)
+            steps.append(StepHits(tokens, step.times, own, cpu, (first, second)))
+        bins = (sorts[0].bins, sorts[1].bins)
+        key = (self._alike[c], bins, *(part.tobytes() for s in steps for part in (s.own, s.cpu, *s.sorts)))
+        if key not in self._rows:
+            self._rows[key] = SortRows(experts, [touch_probabilities(experts, s.tokens)[0] for s in steps], bins, steps)
+        return self._rows[key]
 
     # ---- bytes ----
 

@@ -13,6 +13,7 @@ from itertools import pairwise
 
 from profiles.placement import LayerPlacement, Placement
 from solver.problem import Problem
+from solver.split_kinds import Sort, Split
 from solver.split_program import ALONE, BOTH, Mode
 from solver.split_times import Counts, SplitTimes
 from solver.walk import Walk
@@ -31,8 +32,8 @@ class SplitPlan:
 class Planner:
     """Makes and mends split plans of one problem."""
 
-    def __init__(self, problem: Problem, times: SplitTimes) -> None:
-        self.problem, self.times = problem, times
+    def __init__(self, problem: Problem, times: SplitTimes, sorts: Mapping[int, Sequence[Sort]]) -> None:
+        self.problem, self.times, self.sorts = problem, times, sorts
         self.cpu = problem.devices.index("cpu")
         self.gpus = [d for d in range(len(problem.devices)) if d != self.cpu]
         self._ones: dict[int, int] = {}
@@ -72,29 +73,40 @@ class Planner:
         chosen = self._chosen(walk, modes, rooms)
         counts: list[Counts | None] = [None] * len(problem.layer_class)
         self._own_at_most(walk, chosen, rooms)
-        for i, mode in chosen.items():
-            rooms[walk.attention[i]] -= self.bytes_of(i, walk.attention[i], mode[0])
-        wanted = {i: self._count(i) - e - n for i, (e, n) in chosen.items()}
-        total = {d: sum(wanted[i] * self._one(i) for i in wanted if walk.attention[i] != d) for d in self.gpus}
+        for i, (e, _, _) in chosen.items():
+            rooms[walk.attention[i]] -= self.bytes_of(i, walk.attention[i], e)
+        wanted = {i: self._wanted(i, walk.attention[i], split) for i, split in chosen.items()}
+        total = dict.fromkeys(self.gpus, 0)
+        for d, amount in ((d, n * self._one(i)) for i in wanted for cards, n in wanted[i] for d in cards):
+            total[d] += amount
         so_far, used = dict.fromkeys(self.gpus, 0), dict.fromkeys(self.gpus, 0)
-        for i, (e, n) in chosen.items():
-            a = walk.attention[i]
+        for i, (e, _, _) in chosen.items():
             here = [0] * len(problem.devices)
-            here[a] += e
-            limits = {}
+            for cards, amount in wanted[i]:
+                limits = {}
+                for d in cards:
+                    so_far[d] += amount * self._one(i)
+                    budget = max(0, rooms[d]) * so_far[d] // max(1, total[d]) - used[d]
+                    limits[d] = max(0, budget) // self._one(i)
+                self._spread(i, amount, limits, here)
             for d in self.gpus:
-                if d != a and total[d]:
-                    so_far[d] += wanted[i] * self._one(i)
-                    budget = max(0, rooms[d]) * so_far[d] // total[d] - used[d]
-                    limits[d] = max(0, budget) // self._one(i) if self._may(i, d) else 0
-            left = self._spread(i, a, wanted[i], limits, here)
-            for d in limits:
                 used[d] += here[d] * self._one(i)
-            here[self.cpu] += n + left
+            here[walk.attention[i]] += e
+            here[self.cpu] += self._count(i) - sum(here)
             counts[i] = tuple(here)
         plan = SplitPlan(walk, counts)
         self.mend(plan)
         return plan
+
+    def _wanted(self, i: int, a: int, split: Split) -> list[tuple[list[int], int]]:
+        """How many experts of layer i go to each sort of other GPUs, and which cards those are."""
+        e, n, k = split
+        rest, twins = self._count(i) - e - n, self.problem.twins
+        amounts = (min(k, rest), rest - min(k, rest))
+        return [
+            ([d for d in self.gpus if d != a and twins[d] in sort.groups and self._may(i, d)], amount)
+            for sort, amount in zip(self.sorts[twins[a]], amounts, strict=False)
+        ]
 
     def _count(self, i: int) -> int:
         return self.times.experts(self.problem.layer_class[i]).count
@@ -109,7 +121,7 @@ class Planner:
         experts = self.problem.classes[self.problem.layer_class[i]].experts
         return experts is not None and experts.allowed[d]
 
-    def _chosen(self, walk: Walk, modes: Mapping[Mode, float], rooms: Sequence[int]) -> dict[int, tuple[int, int]]:
+    def _chosen(self, walk: Walk, modes: Mapping[Mode, float], rooms: Sequence[int]) -> dict[int, Split]:
         """(own, CPU) experts for each layer with experts, in the proportions of `modes`: those of the layer's own group
         and kind of card, if the class has any there, or of its group, or any."""
         problem, given = self.problem, dict[Mode, float]()
@@ -125,10 +137,11 @@ class Planner:
             best = max(mine, key=lambda mode: modes[mode] / weight * done - given.get(mode, 0.0))
             given[best] = given.get(best, 0.0) + 1.0
             e, n = (best.e, best.n) if a != self.cpu else (best.n or best.e, 0)
-            chosen[i] = (e if self._may(i, a) else 0, n)
+            alone = len(self.sorts[problem.twins[a]]) == 1 or best.group != problem.twins[a]
+            chosen[i] = (e if self._may(i, a) else 0, n, self._count(i) if alone else best.k)
         return chosen
 
-    def _own_at_most(self, walk: Walk, chosen: dict[int, tuple[int, int]], rooms: Sequence[int]) -> None:
+    def _own_at_most(self, walk: Walk, chosen: dict[int, Split], rooms: Sequence[int]) -> None:
         """Fewer own experts on cards that have no room for what their layers' modes ask."""
         for d in range(len(rooms)):
             mine = [i for i in chosen if walk.attention[i] == d]
@@ -136,12 +149,12 @@ class Planner:
             if asked > rooms[d]:
                 share = max(0.0, rooms[d] / asked)
                 for i in mine:
-                    e, n = chosen[i]
-                    chosen[i] = int(e * share), n
+                    e, n, k = chosen[i]
+                    chosen[i] = int(e * share), n, k
 
-    def _spread(self, i: int, a: int, n: int, limits: Mapping[int, int], here: list[int]) -> int:
-        """Deal n experts out to `limits`, evenly in time; what finds no room."""
-        pace = {d: self.pace(i, a, d) for d in limits if limits[d] > 0}
+    def _spread(self, i: int, n: int, limits: Mapping[int, int], here: list[int]) -> None:
+        """Deal n experts out to `limits`, evenly in time, as far as there is room."""
+        pace = {d: self.pace(i, d) for d in limits if limits[d] > 0}
         while n and pace:
             # As far as all can go at once, then one by one.
             level = n / sum(1 / p for p in pace.values())
@@ -155,9 +168,8 @@ class Planner:
                     here[d], n = here[d] + 1, n - 1
                     if here[d] >= limits[d]:
                         del pace[d]
-        return n
 
-    def pace(self, i: int, a: int, d: int) -> float:
+    def pace(self, i: int, d: int) -> float:
         """How slow device d is for experts of layer i."""
         experts = self.problem.classes[self.problem.layer_class[i]].experts
         assert experts is not None

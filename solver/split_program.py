@@ -27,13 +27,15 @@ DEAR = 10.0
 
 @dataclass(frozen=True)
 class Mode:
-    """A layer of class c with its attention and e experts on a card of one group and kind, n experts on the CPU."""
+    """A layer of class c with its attention and e experts on a card of one group and kind, n experts on the CPU and k
+    on the first sort of other GPUs."""
 
     c: int
     group: int
     kind: str
     e: int
     n: int
+    k: int
 
 
 @dataclass
@@ -85,7 +87,9 @@ class SplitProgram:
             self._at_most(("opens", g), 0.0)
             self._at_most(("closes", g), 0.0)
         self._at_most(("ram",), self.tables.room(self.cpu, any_block=True))
-        self._at_most(("pool",), 0.0)
+        for g, sorts in self.tables.sorts.items():
+            for j in range(len(sorts)):
+                self._at_most(("lent", g, j), 0.0)
         self._at_most(("hops",), 1.0)
         self._at_most(("some",), -1.0)
         self.demand = [self.lp.Constraint(n, n) for n in self.problem.class_sizes]
@@ -108,11 +112,12 @@ class SplitProgram:
                 if kind != LENT:
                     rows |= {("hops",): 1.0, ("some",): -1.0}
                 self.cards[g, kind] = self._other(_Column(0.0, rows, size))
-                if g != self.cpu and kind != ALONE:
-                    lent: dict[Row, float] = {("pool",): -1.0, ("room", g, kind): 1.0}
-                    self._other(_Column(0.0, lent, self._most_lent()))
             for h in self.groups:
                 self._add_ends(g, h)
+        for g, sorts in self.tables.sorts.items():
+            for j, h, kind in [(j, h, kind) for j, sort in enumerate(sorts) for h in sort.groups for kind in (LENT, BOTH)]:
+                lent: dict[Row, float] = {("lent", g, j): -1.0, ("room", h, kind): 1.0}
+                self._other(_Column(0.0, lent, self._most_lent()))
         for c, constraint in enumerate(self.demand):
             dearest = max(kind.dearest_s for (k, _), kind in self.tables.kinds.items() if k == c)
             variable = self._variable(DEAR * dearest, {})
@@ -181,14 +186,16 @@ class SplitProgram:
         here = (kind.attention_bytes + kind.own_bytes[mode.e]) / GB
         rows: dict[Row, float] = {
             ("room", mode.group, mode.kind): here,
-            ("pool",): float(kind.guest_bytes[rest]) / GB,
             ("ram",): float(kind.cpu_bytes[mode.n]) / GB + (here if mode.group == self.cpu else 0.0),
         }
+        for j, n in enumerate((mode.k, rest - mode.k)):
+            if n:
+                rows["lent", mode.group, j] = float(kind.guest_bytes[n]) / GB
         if mode.c == self.problem.layer_class[0]:
             rows["opens", mode.group] = -1.0
         if mode.c == self.problem.layer_class[-1]:
             rows["closes", mode.group] = -1.0
-        variable = self._variable(kind.attention_s + float(kind.seconds[mode.e, mode.n]), rows)
+        variable = self._variable(kind.attention_s + kind.split_s(mode.e, mode.n, mode.k), rows)
         self.demand[mode.c].SetCoefficient(variable, 1.0)
         self.modes[mode] = variable
         return True
@@ -224,8 +231,9 @@ class SplitProgram:
         fixed = costs.attention_s + costs.attention_bytes / GB * here
         fixed -= prices["opens", g] * (c == self.problem.layer_class[0])
         fixed -= prices["closes", g] * (c == self.problem.layer_class[-1])
-        least, e, n = costs.cheapest(here, prices[("ram",)], prices[("pool",)], own_too=kind != ALONE)
-        return least + fixed, Mode(c, g, kind, e, n)
+        lent = [prices["lent", g, j] for j in range(len(self.tables.sorts[g]))] or [0.0]
+        least, split = costs.cheapest(here, prices[("ram",)], lent, own_too=kind != ALONE)
+        return least + fixed, Mode(c, g, kind, *split)
 
     def bound(self, prices: Mapping[Row, float], layers: Sequence[float]) -> float:
         """The Lagrangian bound: `layers` is the least that a layer of each class costs at `prices`."""
