@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice, pairwise, product
 from typing import Any
@@ -64,12 +64,12 @@ class SplitSearch:
             sequences = self.costs.workload.batch_size
             self.bound_s = fractional_bound(self.problem) * self.problem.tick_s / sequences
         else:
-            tables = SplitTables(self.problem, self.costs, _by_tokens(objective_steps(self.costs, self.objective)))
-            bound = split_bound(tables)
-            if bound is not None:
-                self.bound_s = bound.seconds
-                planner = Planner(self.problem, SplitTimes(self.problem, self.costs, tables.steps), tables.sorts)
-                self._from_modes(bound, planner)
+            steps = _by_tokens(objective_steps(self.costs, self.objective))
+            times = SplitTimes(self.problem, self.costs, steps)
+            coarse = SplitTables(self.problem, self.costs, steps, most_sorts=1)
+            self._by_tables(coarse, times)
+            if not self.closed and not self.late and coarse.differ:
+                self._by_tables(SplitTables(self.problem, self.costs, steps), times)
         if self.best is not None and self.best.seconds > self.whole_bound_s and not self.late:
             # Whole blocks may still be better than what was found: never return less than they give.
             self._whole(rules, math.ceil(self.best.seconds / self.problem.tick_s))
@@ -77,6 +77,13 @@ class SplitSearch:
             self._whole(rules, NO_CEILING)
         if self.best is None and may_fit(self.problem, self.costs) is False:
             raise ProvedInfeasible
+
+    def _by_tables(self, tables: SplitTables, times: SplitTimes) -> None:
+        """The bound of the linear program over such tables, and plans from its modes."""
+        bound = split_bound(tables, self.deadline)
+        if bound is not None:
+            self.bound_s = max(self.bound_s, bound.seconds)
+            self._from_modes(bound, Planner(self.problem, times, tables))
 
     def _glance(self, rules: list[Placement]) -> None:
         """What whole blocks take at least."""
@@ -109,7 +116,7 @@ class SplitSearch:
         """Plans from walks as the bound has them, the best of them with other ends, and tuned."""
         if self.closed:
             return
-        walks = dict.fromkeys(walks_of(self.problem, bound))
+        walks = dict.fromkeys(walks_of(self.problem, bound, planner.cards.of))
         found = self._filled(
             planner, [self._dealt(planner, walk, bound.modes) for walk in self._in_time(walks, planner)]
         )
@@ -218,7 +225,7 @@ def _scaled(mode: Mode, own: float, cpu: float, planner: Planner) -> Mode:
     return replace(mode, e=e, n=n, k=round(mode.k * rest / before) if before else rest)
 
 
-def walks_of(problem: Problem, bound: SplitBound) -> Iterator[Walk]:
+def walks_of(problem: Problem, bound: SplitBound, group: Sequence[int]) -> Iterator[Walk]:
     """Contiguous walks with attention on the groups and kinds of cards where the bound's modes have it, in their
     proportions, first on as many cards as it has, then on any number; embedding and head at the walk's ends, or on the
     CPU."""
@@ -226,12 +233,12 @@ def walks_of(problem: Problem, bound: SplitBound) -> Iterator[Walk]:
     for mode, layers in bound.modes.items():
         weight[mode.group, mode.kind] = weight.get((mode.group, mode.kind), 0.0) + layers
     used = [which for which in weight if weight[which] >= 0.75] or [max(weight, key=lambda which: weight[which])]
-    most = [problem.twins.count(g) for g, _ in used]
+    most = [group.count(g) for g, _ in used]
     first = tuple(max(1, round(bound.cards[which])) for which in used)
     cpu = problem.devices.index("cpu")
     seen = set()
     for numbers in islice((first, *product(*(range(1, n + 1) for n in most))), MOST_WALKS):
-        attention = _on_cards(problem, weight, dict(zip(used, numbers, strict=True)))
+        attention = _on_cards(problem, group, weight, dict(zip(used, numbers, strict=True)))
         if attention is None:
             continue
         embedding = cpu if bound.embedding_on_cpu else attention[0]
@@ -244,9 +251,11 @@ def walks_of(problem: Problem, bound: SplitBound) -> Iterator[Walk]:
                 break
 
 
-def _on_cards(problem: Problem, weight: Mapping[Cards, float], numbers: Mapping[Cards, int]) -> tuple[int, ...] | None:
+def _on_cards(
+    problem: Problem, group: Sequence[int], weight: Mapping[Cards, float], numbers: Mapping[Cards, int]
+) -> tuple[int, ...] | None:
     """Layers in order, in proportion to `weight` on so many cards of each group and kind; None if there are too few."""
-    left = {g: [d for d, twin in enumerate(problem.twins) if twin == g] for g in dict.fromkeys(problem.twins)}
+    left = {g: [d for d, first in enumerate(group) if first == g] for g in dict.fromkeys(group)}
     cards, sizes = list[int](), list[float]()
     for which in sorted(numbers):
         for _ in range(numbers[which]):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import heapq
 import math
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -39,17 +40,18 @@ class SplitBound:
     head_on_cpu: bool
 
 
-def split_bound(tables: SplitTables) -> SplitBound | None:
-    """The bound and what reaches it; None where the linear program has no solution or GLOP fails."""
-    search = _Search(SplitProgram(tables))
+def split_bound(tables: SplitTables, deadline: float = math.inf) -> SplitBound | None:
+    """The bound and what reaches it, as far as it was found before the `deadline`; None where the linear program has no
+    solution or GLOP fails."""
+    search = _Search(SplitProgram(tables), deadline)
     return search.run()
 
 
 class _Search:
     """Whole numbers of cards, the least bound first."""
 
-    def __init__(self, program: SplitProgram) -> None:
-        self.program, self.tables = program, program.tables
+    def __init__(self, program: SplitProgram, deadline: float) -> None:
+        self.program, self.tables, self.deadline = program, program.tables, deadline
         for c, g in self.tables.kinds:
             costs = self.tables.kinds[c, g]
             _, fastest = costs.cheapest(0.0, 0.0, (0.0, 0.0), own_too=True)
@@ -67,7 +69,7 @@ class _Search:
         for serial in range(1, 2 * NODES, 2):
             _, _, found, ranges = open_[0]
             branch = _branch(found, ranges)
-            if branch is None:
+            if branch is None or self.late:
                 break
             heapq.heappop(open_)
             for i, side in enumerate(branch):
@@ -105,9 +107,13 @@ class _Search:
             if value - best < CLOSE * value:
                 break
             fresh = [program.add(mode) for (c, _, _), (cost, mode) in options.items() if cost < least[c] + NEAR * value]
-            if not any(fresh):
+            if not any(fresh) or self.late:
                 break
         return found
+
+    @property
+    def late(self) -> bool:
+        return time.perf_counter() > self.deadline
 
     def _read(self, seconds: float) -> SplitBound:
         program = self.program

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -15,6 +15,7 @@ from cost_models.guest_sorts import SortRows, StepHits
 from cost_models.split_tables import split_table
 from cost_models.splits import MEANS_FROM_TOKENS
 from profiles.model import Experts
+from solver.card_groups import CardGroups, Sort, View
 from solver.problem import Problem
 
 Floats = NDArray[np.float64]
@@ -26,14 +27,6 @@ MOST_ROWS = 60
 """Rows that are made, at most, for one question; what they leave open counts with what it costs at least."""
 EXACT = 1e-4
 """Rows that promise so little more, as a share, are not made."""
-
-
-@dataclass(frozen=True)
-class Sort:
-    """Groups of GPUs that serve attention of one group equally well, and how many GPUs they have beside its own."""
-
-    groups: tuple[int, ...]
-    bins: int
 
 
 @dataclass
@@ -49,10 +42,6 @@ class LayerCosts:
     cpu_bytes: Floats
     seconds: Floats
     rows: SortRows | None = None
-
-    def __post_init__(self) -> None:
-        self._known: dict[tuple[int, int], int] = {}
-        self._seconds = np.full((16, len(self.seconds)), np.inf)
 
     @property
     def count(self) -> int:
@@ -71,16 +60,7 @@ class LayerCosts:
         """Seconds with e experts beside the attention, n on the CPU and k on the first sort of guests."""
         if self.rows is None or not np.isfinite(self.seconds[e, n]):
             return float(self.seconds[e, n])
-        return float(self._seconds[self._row(e, n), k])
-
-    def _row(self, e: int, n: int) -> int:
-        assert self.rows is not None
-        if (e, n) not in self._known:
-            at = self._known[e, n] = len(self._known)
-            if at == len(self._seconds):
-                self._seconds = np.concatenate((self._seconds, np.full_like(self._seconds, np.inf)))
-            self._seconds[at, : self.count - e - n + 1] = self.rows.row(e, n)
-        return self._known[e, n]
+        return float(self.rows.all[self.rows.at(e, n), k])
 
     def cheapest(self, own: float, away: float, lent: Sequence[float], *, own_too: bool) -> tuple[float, Split]:
         """The split that is cheapest at prices a GB beside the attention, on the CPU and on each sort of other GPUs, and
@@ -93,7 +73,7 @@ class LayerCosts:
             at = divmod(int(np.argmin(value)), value.shape[1])
             return float(value[at]), (*at, int(self._rest[at]))
         best, split = np.inf, (0, self.count, 0)
-        fresh = [(e, n) for e, n in self._known if e < rows]
+        fresh = [(e, n) for e, n in self.rows.known if e < rows]
         for _ in range(MOST_ROWS):
             if fresh:
                 found, where = self._cheapest_of(fresh, own, away, lent)
@@ -102,7 +82,7 @@ class LayerCosts:
             at = divmod(int(np.argmin(value)), value.shape[1])
             if value[at] >= best * (1 - EXACT):
                 break
-            self._row(*at)
+            self.rows.at(*at)
             fresh = [at]
         return min(best, float(value.min())), split
 
@@ -110,15 +90,21 @@ class LayerCosts:
         self, pairs: Sequence[tuple[int, int]], own: float, away: float, lent: Sequence[float]
     ) -> tuple[float, Split]:
         """Of splits with such (e, n)."""
-        at = np.array([self._known[pair] for pair in pairs])
+        assert self.rows is not None
+        at = np.array([self.rows.known[pair] for pair in pairs])
         e, n = np.array(pairs).T
         k = np.arange(self.count + 1)
         rest = (self.count - e - n)[:, None]
         guests = self.guest_bytes / GB
-        value = self._seconds[at] + guests[None, :] * lent[0] + guests[np.maximum(0, rest - k)] * lent[1]
+        value = self.rows.all[at] + guests[None, :] * lent[0] + guests[np.maximum(0, rest - k)] * lent[1]
         value += (self.own_bytes[e] / GB * own + self.cpu_bytes[n] / GB * away)[:, None]
         i, best = divmod(int(np.argmin(value)), len(k))
         return float(value[i, best]), (*pairs[i], best)
+
+
+def _apart(one: Sequence[View], other: Sequence[View], pace: Mapping[View, float]) -> bool:
+    """Whether one sort is seen to be faster than the next."""
+    return pace[other[0]] > pace[one[-1]] * (1 + 1e-9)
 
 
 def _are_alike(experts: Experts) -> bool:
@@ -132,11 +118,15 @@ def alike_experts(problem: Problem, costs: CostModel) -> list[int]:
 
 
 class SplitTables:
-    """Seconds and bytes of all classes of a problem, by class and group of equal devices."""
+    """Seconds and bytes of all classes of a problem, by class and group of equal devices. Other GPUs are taken as one
+    sort, as fast as the fastest and as near as the nearest, or as two."""
 
-    def __init__(self, problem: Problem, costs: CostModel, steps: Sequence[Step]) -> None:
+    def __init__(self, problem: Problem, costs: CostModel, steps: Sequence[Step], most_sorts: int = MOST_SORTS) -> None:
+        self.most_sorts = most_sorts
         self.problem, self.costs, self.steps = problem, costs, steps
-        self.groups = {first: problem.twins.count(first) for first in dict.fromkeys(problem.twins)}
+        self.cards = CardGroups(problem)
+        self.differ = False
+        self.groups = self.cards.size
         self.cpu = problem.devices.index("cpu")
         self._seconds: dict[tuple[int, int, tuple[bool, ...]], Floats] = {}
         self._rows: dict[tuple[object, ...], SortRows] = {}
@@ -170,9 +160,9 @@ class SplitTables:
         layer = self.layer_of(c)
         key = (self._alike[c], g, experts.allowed)
         if key not in self._seconds:
-            names, twins = self.problem.devices, self.problem.twins
-            others = [d for d in range(len(names)) if d not in (g, self.cpu) and experts.allowed[d]]
-            guests = [names[twins[d] if twins[d] != g else self.problem.other_twin(g)] for d in others]
+            names = self.problem.devices
+            alike = [[d for d in some if experts.allowed[d]] for some in self.cards.seen(g).values()]
+            guests = [names[some[0]] for some in alike for _ in some]
             table = split_table(self.costs, layer, names[g], guests, self.steps).seconds
             if not experts.allowed[g]:
                 table[1:, :] = np.inf
@@ -185,37 +175,33 @@ class SplitTables:
 
     def _sorts(self, g: int) -> tuple[Sort, ...]:
         """At most two sorts of guests for attention on group g; those that are most alike are taken as one."""
+        cards = self.cards.seen(g)
         alike = all(x is None or _are_alike(x) for x in map(self._experts, range(len(self.problem.classes))))
-        near: dict[tuple[object, ...], list[int]] = {}
-        for h in self._guest_groups(g):
-            kinds = sorted({self._alike[c] for c, kind in enumerate(self.problem.classes) if kind.experts is not None})
-            hits = [self._hits(c, g, h, step) for c in kinds for step in self.steps]
-            near.setdefault(tuple(t for times in hits for t in times.tolist()) if alike and g != self.cpu else (), []).append(h)
-        found = [near[key] for key in sorted(near, key=lambda key: (sum(key), key))]
-        sums = [sum(key) for key in sorted(near, key=lambda key: (sum(key), key))]
-        while len(found) > MOST_SORTS:
-            i = min(range(len(found) - 1), key=lambda i: sums[i + 1] / max(sums[i], 1e-300))
-            found[i : i + 2], sums[i : i + 2] = [found[i] + found[i + 1]], [sums[i]]
-        return tuple(Sort(tuple(groups), sum(self._bins(g, h) for h in groups)) for groups in found)
-
-    def _guest_groups(self, g: int) -> list[int]:
-        return [h for h in self.groups if h != self.cpu and self._bins(g, h)]
-
-    def _bins(self, g: int, h: int) -> int:
-        return self.groups[h] - (g == h)
+        if not alike or g == self.cpu:
+            return (self.cards.sort(g, cards),) if cards else ()
+        classes = sorted({self._alike[c] for c, kind in enumerate(self.problem.classes) if kind.experts is not None})
+        pace = {
+            view: sum(float(self._hits(c, g, some[0], step).sum()) * step.times for c in classes for step in self.steps)
+            for view, some in cards.items()
+        }
+        self.differ |= len(set(pace.values())) > 1
+        found = [[view] for view in sorted(cards, key=lambda view: (pace[view], cards[view]))]
+        while len(found) > 1 and (len(found) > self.most_sorts or not _apart(found[0], found[1], pace)):
+            i = min(range(len(found) - 1), key=lambda i: pace[found[i + 1][0]] / max(pace[found[i][-1]], 1e-300))
+            found[i : i + 2] = [found[i] + found[i + 1]]
+        return tuple(self.cards.sort(g, views) for views in found)
 
     def _experts(self, c: int) -> Experts | None:
         return self.costs.layer(self.layer_of(c)).experts
 
-    def _hits(self, c: int, g: int, h: int, step: Step, *, own: bool = False) -> Floats:
-        """Seconds of 0, 1, … hits on another device of group h, or on the attention's `own`; at their means, of as many
-        experts."""
+    def _hits(self, c: int, a: int, d: int, step: Step) -> Floats:
+        """Seconds of 0, 1, … hits on device d for attention on a; at their means, of as many experts."""
         experts, tokens = self._experts(c), step.tokens * self.costs.workload.batch_size
         assert experts is not None
         hit = touch_probabilities(experts, tokens)[0] if tokens >= MEANS_FROM_TOKENS else 1.0
-        names, d = self.problem.devices, self.problem.other_twin(g) if h == g and not own else h
+        names = self.problem.devices
         hits = (n * hit for n in range((experts.active if tokens == 1 else experts.count) + 1))
-        return np.array(self.costs.hits_s(self.layer_of(c), names[g], names[d], hits, step))
+        return np.array(self.costs.hits_s(self.layer_of(c), names[a], names[d], hits, step))
 
     def _sort_rows(self, c: int, g: int) -> SortRows | None:
         """Splits over both sorts; groups that see the same share them."""
@@ -225,8 +211,11 @@ class SplitTables:
         steps = []
         for step in self.steps:
             tokens = step.tokens * self.costs.workload.batch_size
-            first, second = (np.min([self._hits(c, g, h, step) for h in sort.groups], axis=0) for sort in sorts)
-            own, cpu = self._hits(c, g, g, step, own=True), self._hits(c, g, self.cpu, step)
+            first, second = (
+                np.min([self._hits(c, g, self.cards.seen(g)[view][0], step) for view in sort.views], axis=0)
+                for sort in sorts
+            )
+            own, cpu = self._hits(c, g, g, step), self._hits(c, g, self.cpu, step)
             steps.append(StepHits(tokens, step.times, own, cpu, (first, second)))
         bins = (sorts[0].bins, sorts[1].bins)
         key = (self._alike[c], bins, *(part.tobytes() for s in steps for part in (s.own, s.cpu, *s.sorts)))

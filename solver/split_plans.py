@@ -13,7 +13,7 @@ from itertools import pairwise
 
 from profiles.placement import LayerPlacement, Placement
 from solver.problem import Problem
-from solver.split_kinds import Sort, Split
+from solver.split_kinds import Split, SplitTables
 from solver.split_program import ALONE, BOTH, Mode
 from solver.split_times import Counts, SplitTimes
 from solver.walk import Walk
@@ -32,8 +32,9 @@ class SplitPlan:
 class Planner:
     """Makes and mends split plans of one problem."""
 
-    def __init__(self, problem: Problem, times: SplitTimes, sorts: Mapping[int, Sequence[Sort]]) -> None:
-        self.problem, self.times, self.sorts = problem, times, sorts
+    def __init__(self, problem: Problem, times: SplitTimes, tables: SplitTables) -> None:
+        self.problem, self.times = problem, times
+        self.cards, self.sorts = tables.cards, tables.sorts
         self.cpu = problem.devices.index("cpu")
         self.gpus = [d for d in range(len(problem.devices)) if d != self.cpu]
         self._ones: dict[int, int] = {}
@@ -101,11 +102,11 @@ class Planner:
     def _wanted(self, i: int, a: int, split: Split) -> list[tuple[list[int], int]]:
         """How many experts of layer i go to each sort of other GPUs, and which cards those are."""
         e, n, k = split
-        rest, twins = self._count(i) - e - n, self.problem.twins
+        rest = self._count(i) - e - n
         amounts = (min(k, rest), rest - min(k, rest))
         return [
-            ([d for d in self.gpus if d != a and twins[d] in sort.groups and self._may(i, d)], amount)
-            for sort, amount in zip(self.sorts[twins[a]], amounts, strict=False)
+            ([d for d in self.cards.guests(a, sort) if self._may(i, d)], amount)
+            for sort, amount in zip(self.sorts[self.cards.of[a]], amounts, strict=False)
         ]
 
     def _count(self, i: int) -> int:
@@ -130,14 +131,14 @@ class Planner:
             if problem.classes[c].experts is None:
                 continue
             every = [mode for mode in modes if mode.c == c]
-            group = [mode for mode in every if mode.group == problem.twins[a]]
+            group = [mode for mode in every if mode.group == self.cards.of[a]]
             mine = [mode for mode in group if mode.kind == (BOTH if rooms[a] else ALONE)] or group or every
             weight = sum(modes[mode] for mode in mine)
             done = 1 + sum(given.get(mode, 0.0) for mode in mine)
             best = max(mine, key=lambda mode: modes[mode] / weight * done - given.get(mode, 0.0))
             given[best] = given.get(best, 0.0) + 1.0
             e, n = (best.e, best.n) if a != self.cpu else (best.n or best.e, 0)
-            alone = len(self.sorts[problem.twins[a]]) == 1 or best.group != problem.twins[a]
+            alone = len(self.sorts[self.cards.of[a]]) == 1 or best.group != self.cards.of[a]
             chosen[i] = (e if self._may(i, a) else 0, n, self._count(i) if alone else best.k)
         return chosen
 

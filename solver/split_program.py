@@ -139,13 +139,13 @@ class SplitProgram:
     def _add_ends(self, g: int, h: int) -> None:
         """The embedding and the head on group g, with the first or the last attention on group h."""
         problem, tick = self.problem, self.problem.tick_s
-        near = 0 if g == h else problem.hop[g][h]
         for end, block, row, shared in (
             ("start", problem.embedding, "opens", 0),
             ("end", problem.head, "closes", problem.tied_bytes),
         ):
             if not block.allowed[g]:
                 continue
+            near = self.tables.cards.hop[(g, h) if end == "start" else (h, g)]
             for rows in self._homes(end, g, (block.bytes[g] - shared) / GB):
                 column = _Column((block.ticks[g] + near) * tick, {**rows, (row, h): 1.0}, 1.0)
                 column.variable = self._variable(column.cost, column.rows)
