@@ -105,9 +105,10 @@ class CostModel:
         """The device that computes what is on `device`: itself, but where a target streams blocks (accelerate) the
         CPU's are computed on the machine's first GPU. That is the GPU that keeps the buffer, unless it holds nothing:
         times count the first one all the same."""
+        if not self.target_memory.streams_blocks or self.device[device].kind != "cpu":
+            return device
         gpus = self.hardware.gpus
-        streamed = self.target_memory.streams_blocks and self.device[device].kind == "cpu" and gpus
-        return gpus[0].name if streamed else device
+        return gpus[0].name if gpus else device
 
     def hop_s(self, a: str, b: str, tokens: int) -> float:
         """Seconds to move the hidden vectors of `tokens` tokens of each sequence from `a` to `b`.

@@ -26,8 +26,10 @@ from solver.walk import Walk
 
 WHOLE_SHARE = 0.5
 """Share of the time for plans of whole blocks where splitting is not seen to beat them all."""
+MANY_EXPERTS = 256
+"""With more experts in a layer two sorts of other GPUs take long, so one is tried first."""
 MOST_WALKS = 60
-FILLED = 6
+FILLED = 4
 TUNED = 3
 """So many of the best plans are tuned: more and fewer experts beside attention, as factors."""
 FACTORS = (0.8, 0.9, 0.95, 1.05, 1.1, 1.2)
@@ -59,16 +61,16 @@ class SplitSearch:
         rules = list(rules)
         for placement in rules:
             self._offer(placement)
-        self._glance(rules)
+        self._glance()
         if self.problem.bottleneck:
             sequences = self.costs.workload.batch_size
             self.bound_s = fractional_bound(self.problem) * self.problem.tick_s / sequences
         else:
             steps = _by_tokens(objective_steps(self.costs, self.objective))
             times = SplitTimes(self.problem, self.costs, steps)
-            coarse = SplitTables(self.problem, self.costs, steps, most_sorts=1)
-            self._by_tables(coarse, times)
-            if not self.closed and not self.late and coarse.differ:
+            tables = SplitTables(self.problem, self.costs, steps, 1 if self._most_experts > MANY_EXPERTS else 2)
+            self._by_tables(tables, times)
+            if tables.differ and tables.most_sorts == 1 and not self.closed and not self.late:
                 self._by_tables(SplitTables(self.problem, self.costs, steps), times)
         if self.best is not None and self.best.seconds > self.whole_bound_s and not self.late:
             # Whole blocks may still be better than what was found: never return less than they give.
@@ -78,6 +80,10 @@ class SplitSearch:
         if self.best is None and may_fit(self.problem, self.costs) is False:
             raise ProvedInfeasible
 
+    @property
+    def _most_experts(self) -> int:
+        return max((layer.experts.count for layer in self.costs.profile.layers if layer.experts), default=0)
+
     def _by_tables(self, tables: SplitTables, times: SplitTimes) -> None:
         """The bound of the linear program over such tables, and plans from its modes."""
         bound = split_bound(tables, self.deadline)
@@ -85,10 +91,10 @@ class SplitSearch:
             self.bound_s = max(self.bound_s, bound.seconds)
             self._from_modes(bound, Planner(self.problem, times, tables))
 
-    def _glance(self, rules: list[Placement]) -> None:
+    def _glance(self) -> None:
         """What whole blocks take at least."""
         portfolio = Portfolio(self._unsplit(), self.costs, self.objective, self.limits, self.deadline)
-        portfolio.first_look(rules)
+        portfolio.first_look([] if self.best is None else [self.best.placement])
         self._learn(portfolio)
 
     def _whole(self, rules: list[Placement], ceiling: int) -> None:

@@ -18,7 +18,8 @@ from solver.split_program import ALONE, BOTH, Mode
 from solver.split_times import Counts, SplitTimes
 from solver.walk import Walk
 
-FILL_STEPS = 400
+FILL_WORK = 6000
+"""So many moves are looked at, about, to fill one plan."""
 
 
 @dataclass
@@ -96,8 +97,26 @@ class Planner:
             here[self.cpu] += self._count(i) - sum(here)
             counts[i] = tuple(here)
         plan = SplitPlan(walk, counts)
+        self._settle(plan, chosen)
         self.mend(plan)
         return plan
+
+    def _settle(self, plan: SplitPlan, chosen: Mapping[int, Split]) -> None:
+        """What found no room on its own sort of cards, and is on the CPU though its mode has it on none: to any."""
+        left = self.free(plan)
+        for i, (_, n, _) in chosen.items():
+            a, before = plan.walk.attention[i], plan.counts[i]
+            assert before is not None
+            homeless = before[self.cpu] - n
+            if a == self.cpu or homeless <= 0:
+                continue
+            here = list(before)
+            limits = {d: here[d] + max(0, left[d]) // self._one(i) for d in self.gpus if d != a and self._may(i, d)}
+            self._spread(i, homeless, limits, here)
+            for d in limits:
+                left[d] -= (here[d] - before[d]) * self._one(i)
+            here[self.cpu] -= sum(here) - self._count(i)
+            plan.counts[i] = tuple(here)
 
     def _wanted(self, i: int, a: int, split: Split) -> list[tuple[list[int], int]]:
         """How many experts of layer i go to each sort of other GPUs, and which cards those are."""
@@ -211,14 +230,15 @@ class Planner:
 
     def fill(self, plan: SplitPlan) -> None:
         """Use room that is left: experts from the CPU, as long as that makes their layer faster."""
-        left = self.free(plan)
-        for _ in range(FILL_STEPS):
+        left, work = self.free(plan), 0
+        while work < FILL_WORK:
             best: tuple[float, int, int, int] | None = None
             for i, d in self._openings(plan, left):
                 here = plan.counts[i]
                 assert here is not None
                 n = min(here[self.cpu], left[d] // (self._one(i) + 1))
                 for some in {n, max(1, n // 3), min(n, 8), 1}:
+                    work += 1
                     gain = self._gain(plan, i, self.cpu, d, some) / some
                     if gain > 0 and (best is None or gain > best[0]):
                         best = (gain, i, d, some)

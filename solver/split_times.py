@@ -29,6 +29,7 @@ class SplitTimes:
     def __init__(self, problem: Problem, costs: CostModel, steps: Sequence[Step]) -> None:
         self.problem, self.costs, self.steps = problem, costs, steps
         self.cpu = problem.devices.index("cpu")
+        self._asked: dict[tuple[int, int, Counts], float] = {}
         self._known: dict[tuple[object, ...], float] = {}
         self._slowest: dict[tuple[int, int], list[SlowestPart]] = {}
         self._order: dict[int, tuple[int, ...]] = {}
@@ -56,6 +57,11 @@ class SplitTimes:
         return held
 
     def seconds(self, c: int, a: int, counts: Counts) -> float:
+        if (c, a, counts) not in self._asked:
+            self._asked[c, a, counts] = self._seconds(c, a, counts)
+        return self._asked[c, a, counts]
+
+    def _seconds(self, c: int, a: int, counts: Counts) -> float:
         twins = self.problem.twins
         guests = tuple(sorted((twins[d], n) for d, n in enumerate(counts) if n and d not in (a, self.cpu)))
         key: tuple[object, ...] = (self._alike[c], twins[a], counts[a], counts[self.cpu], guests)
