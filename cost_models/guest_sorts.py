@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from cost_models.slowest import multipliers
 from cost_models.splits import MEANS_FROM_TOKENS
 from profiles.model import Experts
 
@@ -136,6 +137,10 @@ class _Independent(_Levels):
 class _Drawn(_Levels):
     """One token: polynomials of ways to hit, the last axis their degree."""
 
+    def __init__(self, experts: Experts, touched: float, bins: tuple[int, int], step: StepHits) -> None:
+        super().__init__(experts, touched, bins, step)
+        self._matrices: dict[int, Floats] = {}
+
     def _most(self) -> int:
         return self.active
 
@@ -151,6 +156,14 @@ class _Drawn(_Levels):
         return total
 
     def row(self, e: int, n: int) -> Floats:
-        here = self._times(self._own[e], self._cpu[n])[:, ::-1] * self._rise[:, None]
-        found = np.tensordot(self._with(self.count - e - n), here, axes=2)
-        return self._levels[-1] - found / math.comb(self.count, self.active)
+        here = self._own[e] if n == 0 else (self._own[e][:, None, :] @ self._by_cpu(n))[:, 0]
+        here = np.ascontiguousarray(here[:, ::-1] * self._rise[:, None]).ravel()
+        guests = self._with(self.count - e - n)
+        found = guests.reshape(len(guests), -1) @ here
+        return np.asarray(self._levels[-1] - found / math.comb(self.count, self.active))
+
+    def _by_cpu(self, n: int) -> Floats:
+        """For each level the matrix that multiplies a polynomial by that of n experts on the CPU."""
+        if n not in self._matrices:
+            self._matrices[n] = multipliers(self._cpu[n], self.active)
+        return self._matrices[n]

@@ -54,13 +54,13 @@ class SlowestPart:
             within = self._hits_s[d][None, : n + 1] <= self._levels[:, None]
             if self.one_draw:
                 ways = np.array([float(comb(n, h)) for h in range(within.shape[1])]) * within
-                self._factors[d, n] = _multiplier(ways, self.active)
+                self._factors[d, n] = multipliers(ways, self.active)
             else:
                 self._factors[d, n] = within @ binomial(n, self.touched)
         return self._factors[d, n]
 
 
-def _multiplier(polynomials: Floats, degree: int) -> Floats:
+def multipliers(polynomials: Floats, degree: int) -> Floats:
     """One matrix a row: a polynomial's coefficients times it are those of the product, up to `degree`."""
     matrices = np.zeros((len(polynomials), degree + 1, degree + 1))
     for hits in range(min(degree + 1, polynomials.shape[1])):

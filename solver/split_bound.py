@@ -22,7 +22,7 @@ NODES = 40
 """Linear programs, at most, over whole numbers of cards."""
 WHOLE = 1e-4
 """Numbers of cards that are so near to a whole one are taken as whole."""
-CLOSE = 2e-5
+CLOSE = 1e-4
 """Pricing stops when the bound is so near to the program's value, as a share."""
 NEAR = 2e-5
 """Modes that cost so much more than the cheapest, as a share of the whole, are let in as well."""

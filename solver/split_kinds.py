@@ -23,8 +23,9 @@ Split = tuple[int, int, int]
 """Experts beside the attention, on the CPU, and on the first sort of other GPUs."""
 GB = 1e9
 MOST_SORTS = 2
-MOST_ROWS = 60
-"""Rows that are made, at most, for one question; what they leave open counts with what it costs at least."""
+BATCH, BATCHES, MOST_SPLITS = 16, 5, 60_000_000
+"""Rows are made so many at a time, in so many goes for one question, and so many in all; what is left open counts with
+what it costs at least."""
 EXACT = 1e-4
 """Rows that promise so little more, as a share, are not made."""
 
@@ -60,7 +61,8 @@ class LayerCosts:
         """Seconds with e experts beside the attention, n on the CPU and k on the first sort of guests."""
         if self.rows is None or not np.isfinite(self.seconds[e, n]):
             return float(self.seconds[e, n])
-        return float(self.rows.all[self.rows.at(e, n), k])
+        at = self.rows.at(e, n)
+        return float(self.rows.all[at, k])
 
     def cheapest(self, own: float, away: float, lent: Sequence[float], *, own_too: bool) -> tuple[float, Split]:
         """The split that is cheapest at prices a GB beside the attention, on the CPU and on each sort of other GPUs, and
@@ -74,17 +76,24 @@ class LayerCosts:
             return float(value[at]), (*at, int(self._rest[at]))
         best, split = np.inf, (0, self.count, 0)
         fresh = [(e, n) for e, n in self.rows.known if e < rows]
-        for _ in range(MOST_ROWS):
+        for _ in range(BATCHES):
             if fresh:
                 found, where = self._cheapest_of(fresh, own, away, lent)
                 best, split = min((best, split), (found, where))
                 value[tuple(np.array(fresh).T)] = np.inf
-            at = divmod(int(np.argmin(value)), value.shape[1])
-            if value[at] >= best * (1 - EXACT):
+            fresh = self._promising(value, best * (1 - EXACT)) if len(self.rows.known) * self.count**2 < MOST_SPLITS else []
+            for pair in fresh:
+                self.rows.at(*pair)
+            if not fresh:
                 break
-            self.rows.at(*at)
-            fresh = [at]
         return min(best, float(value.min())), split
+
+    @staticmethod
+    def _promising(value: Floats, below: float) -> list[tuple[int, int]]:
+        """The few (e, n) that promise most, as far as they promise to be `below`."""
+        flat = value.ravel()
+        few = np.argpartition(flat, BATCH)[:BATCH] if len(flat) > BATCH else np.arange(len(flat))
+        return [divmod(int(at), value.shape[1]) for at in few if flat[at] < below]
 
     def _cheapest_of(
         self, pairs: Sequence[tuple[int, int]], own: float, away: float, lent: Sequence[float]
