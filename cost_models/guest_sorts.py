@@ -43,9 +43,7 @@ class SortRows:
             for step in hits
         ]
         self._times = [step.times for step in hits]
-        self._steps = [
-            kind(experts, p, bins, step) for kind, p, step in zip(kinds, touched, hits, strict=True)
-        ]
+        self._steps = [kind(experts, p, bins, step) for kind, p, step in zip(kinds, touched, hits, strict=True)]
 
         self.known: dict[tuple[int, int], int] = {}
         self.all: Floats = np.full((16, self.count + 1), np.inf)

@@ -18,6 +18,8 @@ from solver.portfolio import NO_CEILING, Candidate, Portfolio, ProvedInfeasible
 from solver.problem import Problem, objective_steps
 from solver.search import Limits
 from solver.split_bound import SplitBound, split_bound
+from solver.split_climb import Climb
+from solver.split_counts import few_experts, split_counts
 from solver.split_kinds import SplitTables
 from solver.split_plans import Planner, SplitPlan
 from solver.split_program import Cards, Mode
@@ -32,6 +34,10 @@ MOST_WALKS = 60
 FILLED = 4
 TUNED = 3
 """So many of the best plans are tuned: more and fewer experts beside attention, as factors."""
+CLIMBED, STEPS = 2, 10_000
+"""So many of them are climbed from, and how many steps."""
+COUNTS_WORK, COUNTS_GAP = 1.0, 0.001
+"""CP-SAT's work on whole experts, about seconds."""
 FACTORS = (0.8, 0.9, 0.95, 1.05, 1.1, 1.2)
 
 
@@ -89,7 +95,45 @@ class SplitSearch:
         bound = split_bound(tables, self.deadline)
         if bound is not None:
             self.bound_s = max(self.bound_s, bound.seconds)
-            self._from_modes(bound, Planner(self.problem, times, tables))
+            planner = Planner(self.problem, times, tables)
+            few = few_experts(self.problem, tables)
+            found = self._from_modes(bound, planner, 0 if few else TUNED)
+            if few and not self.closed and not self.late:
+                self._by_counts(planner, tables, found)
+
+    def _by_counts(self, planner: Planner, tables: SplitTables, plans: list[_Found]) -> None:
+        """Whole experts on whole cards: a bound, and plans from the numbers found."""
+        tick, best = self.problem.tick_s, self.best
+        ceiling = None if best is None else math.ceil(best.seconds / tick) + 1
+        limits = replace(
+            self.limits,
+            seconds=max(0.01, self.deadline - time.perf_counter()),
+            work=COUNTS_WORK,
+            relative_gap=COUNTS_GAP,
+            workers=1,
+        )
+        found = split_counts(self.problem, tables, limits, math.floor(self.bound_s / tick), ceiling)
+        # Costs are rounded down to ticks, and the ceiling is above the best plan.
+        self.bound_s = max(self.bound_s, found.bound * tick * (1 - 1e-9))
+        if found.modes is None or self.closed:
+            self._climbed(planner, plans)
+            return
+        (start, end), numbers = found.ends, [sum(layers) for layers in found.attention]
+        order = sorted(range(len(numbers)), key=lambda d: (d == end, d != start, d))
+        walk = Walk(start, tuple(d for d in order for _ in range(numbers[d])), end)
+        for one in (walk, *with_other_ends(self.problem, walk)):
+            if _may(self.problem, one) and min(planner.rooms(one)) >= 0:
+                for plan in (planner.pack(one, found.modes), planner.deal(one, found.modes)):
+                    planner.fill(plan)
+                    plans.append(_Found(planner.seconds(plan), plan, found.modes))
+        self._climbed(planner, plans)
+
+    def _climbed(self, planner: Planner, plans: list[_Found]) -> None:
+        """The best few, and what small steps make of them."""
+        for one in sorted(plans, key=lambda one: one.seconds)[:CLIMBED]:
+            self._offer_split(planner, one.plan)
+            if not self.closed and not self.late and planner.obeys(one.plan):
+                self._offer_split(planner, Climb(planner, one.plan, self.limits.seed).run(STEPS))
 
     def _glance(self) -> None:
         """What whole blocks take at least."""
@@ -118,10 +162,11 @@ class SplitSearch:
 
     # ---- plans from modes ----
 
-    def _from_modes(self, bound: SplitBound, planner: Planner) -> None:
-        """Plans from walks as the bound has them, the best of them with other ends, and tuned."""
+    def _from_modes(self, bound: SplitBound, planner: Planner, most_tuned: int) -> list[_Found]:
+        """Plans from walks as the bound has them, the best of them with other ends, and some of
+        those tuned."""
         if self.closed:
-            return
+            return []
         walks = dict.fromkeys(walks_of(self.problem, bound, planner.cards.of))
         found = self._filled(
             planner, [self._dealt(planner, walk, bound.modes) for walk in self._in_time(walks, planner)]
@@ -130,9 +175,10 @@ class SplitSearch:
             ends = with_other_ends(self.problem, found[0].plan.walk)
             more = [self._dealt(planner, walk, bound.modes) for walk in self._in_time(ends, planner)]
             found = sorted([*found, *self._filled(planner, more)], key=lambda one: one.seconds)
-        for one in found[:TUNED]:
+        for one in found[:most_tuned]:
             if not self.closed:
                 self._offer_split(planner, self._tuned(planner, one).plan)
+        return found
 
     def _in_time(self, walks: Iterable[Walk], planner: Planner) -> Iterator[Walk]:
         """Those with room for their attention, until time is up."""

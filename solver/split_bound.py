@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from solver.split_kinds import SplitTables
-from solver.split_program import ALONE, BOTH, LENT, Mode, Ranges, SplitProgram
+from solver.split_program import BOTH, LENT, Mode, Ranges, SplitProgram
 
 ROUNDS = 80
 """Rounds of pricing for one linear program."""

@@ -81,7 +81,9 @@ class LayerCosts:
                 found, where = self._cheapest_of(fresh, own, away, lent)
                 best, split = min((best, split), (found, where))
                 value[tuple(np.array(fresh).T)] = np.inf
-            fresh = self._promising(value, best * (1 - EXACT)) if len(self.rows.known) * self.count**2 < MOST_SPLITS else []
+            fresh = (
+                self._promising(value, best * (1 - EXACT)) if len(self.rows.known) * self.count**2 < MOST_SPLITS else []
+            )
             for pair in fresh:
                 self.rows.at(*pair)
             if not fresh:

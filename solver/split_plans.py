@@ -39,14 +39,18 @@ class Planner:
         self.cpu = problem.devices.index("cpu")
         self.gpus = [d for d in range(len(problem.devices)) if d != self.cpu]
         self._ones: dict[int, int] = {}
+        self._bytes: dict[tuple[int, int, int], int] = {}
 
     # ---- bytes ----
 
     def bytes_of(self, i: int, d: int, n: int) -> int:
         """Bytes of n experts of layer i on device d (where experts differ, of n average ones)."""
-        experts = self.times.experts(self.problem.layer_class[i])
-        stored = experts.weight_bytes.on(self.times.costs.device[self.problem.devices[d]].kind)
-        return -(-stored * n // experts.count)
+        key = (self.problem.layer_class[i], d, n)
+        if key not in self._bytes:
+            experts = self.times.experts(key[0])
+            stored = experts.weight_bytes.on(self.times.costs.device[self.problem.devices[d]].kind)
+            self._bytes[key] = -(-stored * n // experts.count)
+        return self._bytes[key]
 
     def rooms(self, walk: Walk) -> list[int]:
         """Bytes for experts on each device beside attention, embedding and head, and the workspaces of all; 0 where all
@@ -111,12 +115,50 @@ class Planner:
             if a == self.cpu or homeless <= 0:
                 continue
             here = list(before)
-            limits = {d: here[d] + max(0, left[d]) // self._one(i) for d in self.gpus if d != a and self._may(i, d)}
+            limits = {d: here[d] + max(0, left[d]) // self._one(i) for d in self.gpus if d != a and self.may(i, d)}
             self._spread(i, homeless, limits, here)
             for d in limits:
                 left[d] -= (here[d] - before[d]) * self._one(i)
             here[self.cpu] -= sum(here) - self._count(i)
             plan.counts[i] = tuple(here)
+
+    def pack(self, walk: Walk, modes: Mapping[Mode, float]) -> SplitPlan:
+        """As `deal` for few large experts, of which every one counts: those for other GPUs go one by one, as evenly as
+        they go, to the card with most room for each layer that it may still serve; layers with experts on the CPU come
+        last."""
+        rooms = self.rooms(walk)
+        chosen = self._chosen(walk, modes, rooms)
+        self._own_at_most(walk, chosen, rooms)
+        counts: list[Counts | None] = [None] * len(self.problem.layer_class)
+        for i, (e, _, _) in chosen.items():
+            rooms[walk.attention[i]] -= e * self._one(i)
+        served = {d: sum(walk.attention[i] != d for i in chosen) for d in self.gpus}
+        for i in sorted(chosen, key=lambda i: (chosen[i][1], i)):
+            a, e = walk.attention[i], chosen[i][0]
+            here = [0] * len(self.problem.devices)
+            share = {d: rooms[d] / max(1, served[d]) for d in self.gpus}
+            for cards, amount in self._wanted(i, a, chosen[i]):
+                self._one_by_one(i, cards, amount, share, here, rooms)
+            for d in self.gpus:
+                served[d] -= d != a
+            here[a] += e
+            here[self.cpu] += self._count(i) - sum(here)
+            counts[i] = tuple(here)
+        plan = SplitPlan(walk, counts)
+        self._settle(plan, chosen)
+        self.mend(plan)
+        return plan
+
+    def _one_by_one(
+        self, i: int, cards: list[int], amount: int, share: Mapping[int, float], here: list[int], rooms: list[int]
+    ) -> None:
+        """`amount` experts of layer i to cards with room, hardly more than evenly, where `share` bytes a layer allow."""
+        level = -(-amount // max(1, len(cards)))
+        for _ in range(amount):
+            open_ = [d for d in cards if rooms[d] >= self._one(i)]
+            if open_:
+                d = min(open_, key=lambda d: (max(level, here[d] + 1), here[d] * self._one(i) - share[d], d))
+                here[d], rooms[d] = here[d] + 1, rooms[d] - self._one(i)
 
     def _wanted(self, i: int, a: int, split: Split) -> list[tuple[list[int], int]]:
         """How many experts of layer i go to each sort of other GPUs, and which cards those are."""
@@ -124,7 +166,7 @@ class Planner:
         rest = self._count(i) - e - n
         amounts = (min(k, rest), rest - min(k, rest))
         return [
-            ([d for d in self.cards.guests(a, sort) if self._may(i, d)], amount)
+            ([d for d in self.cards.guests(a, sort) if self.may(i, d)], amount)
             for sort, amount in zip(self.sorts[self.cards.of[a]], amounts, strict=False)
         ]
 
@@ -137,7 +179,7 @@ class Planner:
             self._ones[c] = max(1, self.bytes_of(i, self.gpus[0] if self.gpus else self.cpu, 1))
         return self._ones[c]
 
-    def _may(self, i: int, d: int) -> bool:
+    def may(self, i: int, d: int) -> bool:
         experts = self.problem.classes[self.problem.layer_class[i]].experts
         return experts is not None and experts.allowed[d]
 
@@ -158,7 +200,7 @@ class Planner:
             given[best] = given.get(best, 0.0) + 1.0
             e, n = (best.e, best.n) if a != self.cpu else (best.n or best.e, 0)
             alone = len(self.sorts[self.cards.of[a]]) == 1 or best.group != self.cards.of[a]
-            chosen[i] = (e if self._may(i, a) else 0, n, self._count(i) if alone else best.k)
+            chosen[i] = (e if self.may(i, a) else 0, n, self._count(i) if alone else best.k)
         return chosen
 
     def _own_at_most(self, walk: Walk, chosen: dict[int, Split], rooms: Sequence[int]) -> None:
@@ -217,7 +259,7 @@ class Planner:
                 layers = [i for i in layers if (plan.counts[i] or (0,) * (d + 1))[d]]
 
     def _refuge(self, i: int, d: int, left: Sequence[int]) -> int:
-        open_ = [e for e in self.gpus if e != d and left[e] >= self._one(i) + 1 and self._may(i, e)]
+        open_ = [e for e in self.gpus if e != d and left[e] >= self._one(i) + 1 and self.may(i, e)]
         return max(open_, key=lambda e: left[e]) if open_ else self.cpu
 
     def move(self, plan: SplitPlan, i: int, d: int, e: int, left: list[int], n: int = 1) -> None:
@@ -256,7 +298,7 @@ class Planner:
             shape = (c, problem.twins[a], here[a], here[self.cpu])
             for d in self.gpus:
                 key = (shape, d == a, problem.twins[d], here[d])
-                if left[d] > self._one(i) and self._may(i, d) and key not in seen:
+                if left[d] > self._one(i) and self.may(i, d) and key not in seen:
                     seen.add(key)
                     found.append((i, d))
         return found
@@ -272,7 +314,7 @@ class Planner:
     def obeys(self, plan: SplitPlan) -> bool:
         """Whether every expert is where it may be and every device has room."""
         placed = ((i, d) for i, here in enumerate(plan.counts) for d, n in enumerate(here or ()) if n)
-        return all(self._may(i, d) for i, d in placed) and min(self.free(plan)) >= 0
+        return all(self.may(i, d) for i, d in placed) and min(self.free(plan)) >= 0
 
     def seconds(self, plan: SplitPlan) -> float:
         """The objective, for steps that add up."""

@@ -115,7 +115,9 @@ class SplitProgram:
             for h in self.groups:
                 self._add_ends(g, h)
         for g, sorts in self.tables.sorts.items():
-            for j, h, kind in [(j, h, kind) for j, sort in enumerate(sorts) for h in sort.groups for kind in (LENT, BOTH)]:
+            for j, h, kind in [
+                (j, h, kind) for j, sort in enumerate(sorts) for h in sort.groups for kind in (LENT, BOTH)
+            ]:
                 lent: dict[Row, float] = {("lent", g, j): -1.0, ("room", h, kind): 1.0}
                 self._other(_Column(0.0, lent, self._most_lent()))
         for c, constraint in enumerate(self.demand):

@@ -82,7 +82,9 @@ class SplitTimes:
         first = self.problem.twins[a]
         if first != a:
             counts = tuple(counts[{a: first, first: a}.get(d, d)] for d in range(len(counts)))
-        return sum(step.times * part.mean(counts) for step, part in zip(self.steps, self.slowest(c, first), strict=True))
+        return sum(
+            step.times * part.mean(counts) for step, part in zip(self.steps, self.slowest(c, first), strict=True)
+        )
 
     def slowest(self, c: int, a: int) -> list[SlowestPart]:
         """For each step: what a split of class c costs, seen from device a."""
