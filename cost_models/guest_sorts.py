@@ -72,7 +72,7 @@ class _AtMeans:
     def row(self, e: int, n: int) -> Floats:
         rest = self.count - e - n
         guests = np.maximum(self._sorts[0][: rest + 1], self._sorts[1][rest::-1] if rest else self._sorts[1][:1])
-        return np.maximum(guests, max(self.step.own[e], self.step.cpu[n]))
+        return np.asarray(np.maximum(guests, max(self.step.own[e], self.step.cpu[n])))
 
 
 class _Levels:
@@ -129,7 +129,8 @@ class _Independent(_Levels):
         return one * other
 
     def row(self, e: int, n: int) -> Floats:
-        return self._levels[-1] - self._with(self.count - e - n) @ (self._own[e] * self._cpu[n] * self._rise)
+        within = self._with(self.count - e - n) @ (self._own[e] * self._cpu[n] * self._rise)
+        return np.asarray(self._levels[-1] - within)
 
 
 class _Drawn(_Levels):

@@ -20,8 +20,8 @@ Floats = NDArray[np.float64]
 
 
 class SlowestPart:
-    """`mean(counts)`: seconds of a step of `tokens` tokens in all with `counts[d]` experts on each device, which must be
-    all experts; `hits_s[d]` says what h hits take on device d. Experts have to be alike."""
+    """`mean(counts)`: seconds of a step of `tokens` tokens in all with `counts[d]` experts on each device, all of
+    them together; `hits_s[d]` says what h hits take on device d. Experts have to be alike."""
 
     def __init__(self, experts: Experts, tokens: int, hits_s: Sequence[Floats]) -> None:
         assert experts.frequencies is None

@@ -148,6 +148,7 @@ def _independent(touched: Floats, own: Floats, cpu: Floats, guest: Floats, bins:
     elsewhere *= np.append(np.diff(levels), 0.0)
     total = np.full((count + 1, count + 1), levels[-1])
     for e in range(count + 1):
-        n = np.arange(min(most, count - e) + 1)
-        total[e, n] -= np.einsum("nt,nt->n", inside[1][n] * inside[0][e], elsewhere[count - e - n])
+        away = np.arange(min(most, count - e) + 1)
+        within = np.einsum("nt,nt->n", inside[1][away] * inside[0][e], elsewhere[count - e - away])
+        total[e, away] -= within
     return total

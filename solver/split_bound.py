@@ -1,8 +1,8 @@
 """A bound over all placements that split layers' experts, and the modes of layers that reach it.
 
 The linear program of `solver/split_program.py` mixes modes within the bytes of the cards; modes are generated where
-prices ask for them, and the bound is the Lagrangian one, valid at any prices. Numbers of cards of each kind are whole in
-every placement, so where they are not in the program it is solved again for fewer and for more.
+prices ask for them, and the bound is the Lagrangian one, valid at any prices. Numbers of cards of each kind are whole
+in every placement, so where they are not in the program it is solved again for fewer and for more.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class _Search:
         if first is None:
             return None
         # Ties go to the earlier one.
-        open_ = [(first.seconds, 0, first, everything)]
+        open_: list[tuple[float, int, SplitBound, Ranges]] = [(first.seconds, 0, first, everything)]
         for serial in range(1, 2 * NODES, 2):
             _, _, found, ranges = open_[0]
             branch = _branch(found, ranges)

@@ -1,8 +1,8 @@
 """Whole experts on whole cards: how many attentions and experts each device holds and how many layers have which split.
 
 For models of few large experts, where the fractions of the linear program leave too much open: a card with room for
-58.9 experts holds 58. Memory is exact but for the bytes of an expert, rounded down; the order of layers is forgotten, and
-which layer's experts a card takes. So the bound holds for every placement that splits experts.
+58.9 experts holds 58. Memory is exact but for the bytes of an expert, rounded down; the order of layers is forgotten,
+and which layer's experts a card takes. So the bound holds for every placement that splits experts.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -55,7 +56,7 @@ class LayerCosts:
     @cached_property
     def _rest(self) -> NDArray[np.intp]:
         e, n = np.indices(self.seconds.shape)
-        return np.maximum(0, self.count - e - n)
+        return np.asarray(np.maximum(0, self.count - e - n))
 
     def split_s(self, e: int, n: int, k: int) -> float:
         """Seconds with e experts beside the attention, n on the CPU and k on the first sort of guests."""
@@ -65,8 +66,8 @@ class LayerCosts:
         return float(self.rows.all[at, k])
 
     def cheapest(self, own: float, away: float, lent: Sequence[float], *, own_too: bool) -> tuple[float, Split]:
-        """The split that is cheapest at prices a GB beside the attention, on the CPU and on each sort of other GPUs, and
-        what none costs less than. Rows are made from the most promising one on, until none may be better."""
+        """What no split costs less than at prices a GB beside the attention, on the CPU and on each sort of other GPUs,
+        and the cheapest found. Rows are made from the most promising one on, until none may be better."""
         rows = len(self.seconds) if own_too else 1
         value = self.seconds[:rows] + (self.cpu_bytes / GB * away)[None, :]
         value += (self.own_bytes[:rows] / GB * own)[:, None]
@@ -162,8 +163,8 @@ class SplitTables:
         if problem.classes[c].experts is None:
             return LayerCosts(attention.bytes[g], seconds, zero, zero, zero, np.zeros((1, 1)))
         gpu = next((d for d in self.groups if d != self.cpu), self.cpu)
-        sizes = (self._least_bytes(c, d) for d in (g, gpu, self.cpu))
-        return LayerCosts(attention.bytes[g], seconds, *sizes, self._table(c, g), self._sort_rows(c, g))
+        own, guest, cpu = (self._least_bytes(c, d) for d in (g, gpu, self.cpu))
+        return LayerCosts(attention.bytes[g], seconds, own, guest, cpu, self._table(c, g), self._sort_rows(c, g))
 
     def _table(self, c: int, g: int) -> Floats:
         experts = self.problem.classes[c].experts
@@ -252,7 +253,8 @@ class SplitTables:
         runs = [kind.attention.workspace for kind in self.problem.classes if kind.attention.allowed[g]]
         holds = [k.experts.workspace for k in self.problem.classes if k.experts is not None and k.experts.allowed[g]]
         if any_block:
-            need = min([*runs, *holds], default=0)
+            ends = [block.workspace for block in (self.problem.embedding, self.problem.head) if block.allowed[g]]
+            need = min([*runs, *holds, *ends], default=0)
         else:
             need = max(min(runs, default=0) if attention else 0, min(holds, default=0) if experts else 0)
         return max(0.0, (self.problem.usable[g] - need) / GB)
@@ -261,7 +263,7 @@ class SplitTables:
         """GB of whole experts within `room`, where all are of one size."""
         if self._one_size is None:
             return room
-        return np.floor(room / self._one_size + 1e-9) * self._one_size
+        return math.floor(room / self._one_size + 1e-9) * self._one_size
 
     @cached_property
     def _one_size(self) -> float | None:

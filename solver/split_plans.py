@@ -152,7 +152,7 @@ class Planner:
     def _one_by_one(
         self, i: int, cards: list[int], amount: int, share: Mapping[int, float], here: list[int], rooms: list[int]
     ) -> None:
-        """`amount` experts of layer i to cards with room, hardly more than evenly, where `share` bytes a layer allow."""
+        """`amount` experts of layer i to cards with room, about evenly, in step with `share` bytes a layer."""
         level = -(-amount // max(1, len(cards)))
         for _ in range(amount):
             open_ = [d for d in cards if rooms[d] >= self._one(i)]

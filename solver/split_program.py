@@ -155,13 +155,16 @@ class SplitProgram:
                 self.ends[end].append(column)
 
     def _homes(self, end: str, g: int, size: float) -> list[dict[Row, float]]:
-        """What a block of so many GB takes on a card of group g: of any kind, or with nothing but embedding and head."""
+        """What a block of so many GB takes on group g: on a card of any kind, or where nothing else but an end is."""
         if g == self.cpu:
             return [{("ram",): size}]
         # Room that no whole expert fills is free.
         lent = max(0.0, size - self.tables.room(g, experts=True) + self._capacity(g, LENT))
         sizes = {ALONE: size, LENT: lent, BOTH: size}
-        return [{("number", g): 0.5}, *({("room", g, kind): n, (end, g, kind): 1.0} for kind, n in sizes.items())]
+        found: list[dict[Row, float]] = [{("number", g): 0.5}]
+        for kind, room in sizes.items():
+            found.append({("room", g, kind): room, (end, g, kind): 1.0})
+        return found
 
     def _other(self, column: _Column) -> _Column:
         column.variable = self._variable(column.cost, column.rows)
