@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from solver.split_kinds import SplitTables
-from solver.split_program import BOTH, LENT, Mode, Ranges, SplitProgram
+from solver.split_program import ALONE, BOTH, LENT, Cards, Mode, Ranges, SplitProgram
 
 ROUNDS = 80
 """Rounds of pricing for one linear program."""
@@ -31,11 +31,13 @@ NEAR = 2e-5
 @dataclass(frozen=True)
 class SplitBound:
     """Seconds that no placement beats; the modes that the linear program mixes, as numbers of layers; how many cards of
-    each kind it uses; and whether it has the embedding and the head on the CPU."""
+    each kind it uses; groups whose cards with attention take guests of their own group; and whether it has the
+    embedding and the head on the CPU."""
 
     seconds: float
     modes: Mapping[Mode, float]
-    cards: Mapping[tuple[int, str], float]
+    cards: Mapping[Cards, float]
+    lends_itself: tuple[int, ...]
     embedding_on_cpu: bool
     head_on_cpu: bool
 
@@ -119,14 +121,26 @@ class _Search:
         program = self.program
         modes = {mode: weight for mode, v in program.modes.items() if (weight := v.solution_value()) > 1e-7}
         cards = {which: column.value for which, column in program.cards.items()}
-        return SplitBound(seconds, modes, cards, program.on_cpu("start"), program.on_cpu("end"))
+        lends = tuple(g for g in program.groups if program.lends_itself(g))
+        return SplitBound(seconds, modes, cards, lends, program.on_cpu("start"), program.on_cpu("end"))
 
 
 def _branch(found: SplitBound, ranges: Ranges) -> tuple[Ranges, Ranges] | None:
-    """Fewer and more cards of the kind whose number is least whole; None where all are whole."""
+    """Fewer and more cards of the kind whose number is least whole; where all are, and one card alone with attention
+    lends room to its own layers, one such card or more. None if there is nothing to decide."""
     off = {which: abs(value - round(value)) for which, value in found.cards.items()}
     which = max(off, key=lambda which: off[which])
-    if off[which] < WHOLE:
-        return None
     (least, most), value = ranges[which], found.cards[which]
+    if off[which] < WHOLE:
+        return _lonely(found, ranges)
     return {**ranges, which: (least, math.floor(value))}, {**ranges, which: (math.ceil(value), most)}
+
+
+def _lonely(found: SplitBound, ranges: Ranges) -> tuple[Ranges, Ranges] | None:
+    for g in found.lends_itself:
+        if found.cards[g, BOTH] + found.cards[g, ALONE] < 2 - WHOLE:
+            for which, some in (((g, BOTH), 1), ((g, ALONE), 0)):
+                least, most = ranges[which]
+                if most > some:
+                    return {**ranges, which: (least, some)}, {**ranges, which: (max(least, some + 1), most)}
+    return None

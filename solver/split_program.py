@@ -66,6 +66,7 @@ class SplitProgram:
         self.caps: dict[Row, float] = {}
         self.cards: dict[Cards, _Column] = {}
         self.others: list[_Column] = []
+        self.within: dict[int, list[_Column]] = {}
         self.ends: dict[str, list[_Column]] = {"start": [], "end": []}
         self.modes: dict[Mode, pywraplp.Variable] = {}
         self.without: list[pywraplp.Variable] = []
@@ -119,7 +120,9 @@ class SplitProgram:
                 (j, h, kind) for j, sort in enumerate(sorts) for h in sort.groups for kind in (LENT, BOTH)
             ]:
                 lent: dict[Row, float] = {("lent", g, j): -1.0, ("room", h, kind): 1.0}
-                self._other(_Column(0.0, lent, self._most_lent()))
+                flow = self._other(_Column(0.0, lent, self._most_lent()))
+                if (h, kind) == (g, BOTH):
+                    self.within.setdefault(g, []).append(flow)
         for c, constraint in enumerate(self.demand):
             dearest = max(kind.dearest_s for (k, _), kind in self.tables.kinds.items() if k == c)
             variable = self._variable(DEAR * dearest, {})
@@ -214,12 +217,23 @@ class SplitProgram:
             column.least, column.most = least, most
             assert column.variable is not None
             column.variable.SetBounds(least, most)
+        for g, flows in self.within.items():
+            # The only card of a group with attention takes no guests of its own layers.
+            lonely = ranges[g, BOTH][1] <= 1 and ranges[g, ALONE][1] == 0
+            for flow in flows:
+                flow.most = 0.0 if lonely else self._most_lent()
+                assert flow.variable is not None
+                flow.variable.SetUb(flow.most if lonely else self.lp.infinity())
 
     def solve(self) -> dict[Row, float] | None:
         """The prices of all rows; None where GLOP fails."""
         if self.lp.Solve() != pywraplp.Solver.OPTIMAL:
             return None
         return {row: max(0.0, -constraint.dual_value() / self.scale) for row, constraint in self.rows.items()}
+
+    def lends_itself(self, g: int) -> bool:
+        """Whether cards of group g with attention and experts take guests of their own group."""
+        return sum(flow.value for flow in self.within.get(g, ())) > 1e-6
 
     @property
     def value(self) -> float:
