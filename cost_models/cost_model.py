@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
@@ -105,9 +105,10 @@ class CostModel:
         """The device that computes what is on `device`: itself, but where a target streams blocks (accelerate) the
         CPU's are computed on the machine's first GPU. That is the GPU that keeps the buffer, unless it holds nothing:
         times count the first one all the same."""
+        if not self.target_memory.streams_blocks or self.device[device].kind != "cpu":
+            return device
         gpus = self.hardware.gpus
-        streamed = self.target_memory.streams_blocks and self.device[device].kind == "cpu" and gpus
-        return gpus[0].name if streamed else device
+        return gpus[0].name if gpus else device
 
     def hop_s(self, a: str, b: str, tokens: int) -> float:
         """Seconds to move the hidden vectors of `tokens` tokens of each sequence from `a` to `b`.
@@ -151,15 +152,13 @@ class CostModel:
         frozen = tuple((device, tuple(range(len(ids)) if alike else ids)) for device, ids in parts.items())
         return self._split_s(self.layer_class[layer], attention, frozen, step.tokens)
 
-    def hits_s(self, layer: int, attention: str, device: str, hits: float, step: Step) -> float:
-        """Seconds of a part of the layer's experts on `device`, of which `hits` are used, seen from `attention`; for a
-        target that copies no experts."""
+    def hits_s(self, layer: int, attention: str, device: str, hits: Iterable[float], step: Step) -> list[float]:
+        """Seconds of a part of the layer's experts on `device`, seen from `attention`, for each number in `hits` of
+        experts that are used (none takes no time); for a target that copies no experts."""
         experts = self.layer(layer).experts
         assert experts is not None
-        ids = tuple(range(experts.count))
-        return self._handover_s(attention, device, step.tokens) + self._hit_experts_s(
-            experts, device, ids, hits, step.tokens
-        )
+        ids, before = tuple(range(experts.count)), self._handover_s(attention, device, step.tokens)
+        return [before + self._hit_experts_s(experts, device, ids, h, step.tokens) if h > 0 else 0.0 for h in hits]
 
     def _handover_s(self, attention: str, device: str, tokens: int) -> float:
         if self.runs_on(device) == self.runs_on(attention):

@@ -61,12 +61,12 @@ def _of_step(
     count = experts.count
 
     def seconds(device: str, hits: Sequence[float] | Floats) -> Floats:
-        return np.array([0.0 if h <= 0 else costs.hits_s(layer, attention, device, float(h), step) for h in hits])
+        return np.array(costs.hits_s(layer, attention, device, map(float, hits), step))
 
     if tokens >= MEANS_FROM_TOKENS:
         touched = np.concatenate(([0.0], np.cumsum(np.sort(touch_probabilities(experts, tokens)))))
         own, cpu = seconds(attention, touched), seconds("cpu", touched)
-        guest = np.min([seconds(g, touched) for g in guests], axis=0) if guests else np.zeros(count + 1)
+        guest = np.min([seconds(g, touched) for g in dict.fromkeys(guests)], axis=0) if guests else np.zeros(count + 1)
         e, n = np.mgrid[: count + 1, : count + 1]
         rest = np.maximum(0, count - e - n)
         slowest: Floats = np.maximum(np.maximum(own[e], cpu[n]), guest[-(-rest // max(1, len(guests)))])
@@ -75,15 +75,16 @@ def _of_step(
     most = experts.active if one_draw else count
     hits = np.arange(most + 1, dtype=float)
     own, cpu = seconds(attention, hits), seconds("cpu", hits)
-    guest = np.min([seconds(g, hits) for g in guests], axis=0) if guests else np.zeros(most + 1)
+    guest = np.min([seconds(g, hits) for g in dict.fromkeys(guests)], axis=0) if guests else np.zeros(most + 1)
     if one_draw:
-        return _drawn(experts, own, cpu, guest, len(guests))
-    return _independent(np.sort(touch_probabilities(experts, tokens)), own, cpu, guest, len(guests))
+        return _drawn(experts, own, cpu, guest, len(guests), 0 if attention == "cpu" else experts.active)
+    touched = np.sort(touch_probabilities(experts, tokens))
+    return _independent(touched, own, cpu, guest, len(guests), 0 if attention == "cpu" else count)
 
 
-def _drawn(experts: Experts, own: Floats, cpu: Floats, guest: Floats, bins: int) -> Floats:
+def _drawn(experts: Experts, own: Floats, cpu: Floats, guest: Floats, bins: int, most: int) -> Floats:
     """One token's `active` different experts: C(e, i) C(n, j) ways to hit i experts here and j on the CPU, and those
-    to hit the rest elsewhere, each with the slowest part."""
+    to hit the rest elsewhere, each with the slowest part. Of those on the CPU `most` are hit at most."""
     count, k = experts.count, experts.active
     ways = np.array([[float(math.comb(n, h)) for h in range(k + 1)] for n in range(count + 1)])
     fullest = _fullest(ways, k, max(1, bins))
@@ -91,7 +92,7 @@ def _drawn(experts: Experts, own: Floats, cpu: Floats, guest: Floats, bins: int)
     rest = np.maximum(0, count - e - n)
     total = np.zeros((count + 1, count + 1))
     for i in range(k + 1):
-        for j in range(k + 1 - i):
+        for j in range(min(most, k - i) + 1):
             elsewhere = k - i - j
             slowest = np.maximum(max(own[i], cpu[j]), guest)
             by_rest = fullest[:, elsewhere, :] @ slowest
@@ -127,8 +128,9 @@ def _product(one: Floats, other: Floats, k: int) -> Floats:
     return total
 
 
-def _independent(touched: Floats, own: Floats, cpu: Floats, guest: Floats, bins: int) -> Floats:
-    """Experts hit independently, `touched` rising: the slowest part is within a level if all parts are."""
+def _independent(touched: Floats, own: Floats, cpu: Floats, guest: Floats, bins: int, most: int) -> Floats:
+    """Experts hit independently, `touched` rising: the slowest part is within a level if all parts are. With up to
+    `most` experts on the CPU; beyond, nothing is said."""
     count = len(touched)
     hits = np.zeros((count + 1, count + 1))
     hits[0, 0] = 1.0
@@ -138,15 +140,15 @@ def _independent(touched: Floats, own: Floats, cpu: Floats, guest: Floats, bins:
         hits[n, 1:] += hits[n - 1, :-1] * p
     likely = hits.max(axis=0) > 1e-13
     levels = np.unique(np.concatenate([times[likely] for times in (own, cpu, guest)]))
-    e, n = np.mgrid[: count + 1, : count + 1]
-    rest = np.maximum(0, count - e - n)
-    total, before = np.zeros((count + 1, count + 1)), np.zeros((count + 1, count + 1))
-    size, more = np.arange(count + 1) // max(1, bins), np.arange(count + 1) % max(1, bins)
-    for level in levels:
-        inside = [hits @ (times <= level) for times in (own, cpu, guest)]
-        per_bin = inside[2]
-        elsewhere = per_bin[np.minimum(size + 1, count)] ** more * per_bin[size] ** (max(1, bins) - more)
-        below = inside[0][e] * inside[1][n] * elsewhere[rest]
-        total += level * (below - before)
-        before = below
+    inside = [hits @ (times[:, None] <= levels) for times in (own, cpu, guest)]
+    spread = np.arange(count + 1)
+    size, more = spread // max(1, bins), spread % max(1, bins)
+    per_bin = inside[2]
+    elsewhere = per_bin[np.minimum(size + 1, count)] ** more[:, None] * per_bin[size] ** (max(1, bins) - more)[:, None]
+    elsewhere *= np.append(np.diff(levels), 0.0)
+    total = np.full((count + 1, count + 1), levels[-1])
+    for e in range(count + 1):
+        away = np.arange(min(most, count - e) + 1)
+        within = np.einsum("nt,nt->n", inside[1][away] * inside[0][e], elsewhere[count - e - away])
+        total[e, away] -= within
     return total

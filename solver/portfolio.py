@@ -66,18 +66,17 @@ class Portfolio(PlanSearch):
             self._offer(free.assignment)
 
     def first_look(self, rules: Iterable[Placement]) -> None:
-        """As `run`, with no more than the first bound and the walks at its prices."""
+        """As `run`, with no more than a first bound, of the coarser problem where there is one."""
         for placement in rules:
             self._offer(Assignment.of(placement, self.problem), placement)
         self.peer = self.best
         if self.problem.bottleneck:
             self._by_busiest()
             return
-        columns, deal = ColumnSearch(self.problem), Deal(self.problem)
-        self.bound = max(self.bound, columns.start([], self._enough, self.deadline))
-        if columns.first.prices and not self.closed:
-            starts = self._walks(columns, deal)[:1]
-            self._polished(starts, deal)
+        merged = merge(self.problem)
+        problem, constant = (self.problem, 0) if merged is None else (merged.problem, merged.constant)
+        start = ColumnSearch(problem).start([], self._enough - constant, self.deadline)
+        self.bound = max(self.bound, start + constant)
 
     def _by_cards(self) -> None:
         """What does not ask for the order of the layers."""

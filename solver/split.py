@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice, pairwise, product
 from typing import Any
@@ -18,17 +18,27 @@ from solver.plan_search import NO_CEILING, Candidate, ProvedInfeasible
 from solver.portfolio import Portfolio
 from solver.problem import Problem, objective_steps
 from solver.search import Limits
-from solver.split_bound import Mode, SplitBound, SplitTables, split_bound
+from solver.split_bound import SplitBound, split_bound
+from solver.split_climb import Climb
+from solver.split_counts import few_experts, split_counts
+from solver.split_kinds import SplitTables
 from solver.split_plans import Planner, SplitPlan
+from solver.split_program import Cards, Mode
 from solver.split_times import SplitTimes
 from solver.walk import Walk
 
 WHOLE_SHARE = 0.5
 """Share of the time for plans of whole blocks where splitting is not seen to beat them all."""
+MANY_EXPERTS = 256
+"""With more experts in a layer two sorts of other GPUs take long, so one is tried first."""
 MOST_WALKS = 60
-FILLED = 6
+FILLED = 4
 TUNED = 3
 """So many of the best plans are tuned: more and fewer experts beside attention, as factors."""
+CLIMBED, STEPS = 2, 10_000
+"""So many of them are climbed from, and how many steps."""
+COUNTS_WORK, COUNTS_GAP = 1.0, 0.001
+"""CP-SAT's work on whole experts, about seconds."""
 FACTORS = (0.8, 0.9, 0.95, 1.05, 1.1, 1.2)
 
 
@@ -58,17 +68,17 @@ class SplitSearch:
         rules = list(rules)
         for placement in rules:
             self._offer(placement)
-        whole = self._glance(rules)
+        self._glance()
         if self.problem.bottleneck:
             sequences = self.costs.workload.batch_size
             self.bound_s = fractional_bound(self.problem) * self.problem.tick_s / sequences
         else:
-            tables = SplitTables(self.problem, self.costs, _by_tokens(objective_steps(self.costs, self.objective)))
-            bounds = [bound for charged in (True, False) if (bound := split_bound(tables, charged=charged)) is not None]
-            self.bound_s = max((bound.seconds for bound in bounds), default=0.0)
-            planner = Planner(self.problem, SplitTimes(self.problem, self.costs, tables.steps))
-            for bound in reversed(bounds):
-                self._from_modes(bound, planner, whole)
+            steps = _by_tokens(objective_steps(self.costs, self.objective))
+            times = SplitTimes(self.problem, self.costs, steps)
+            tables = SplitTables(self.problem, self.costs, steps, 1 if self._most_experts > MANY_EXPERTS else 2)
+            self._by_tables(tables, times)
+            if tables.differ and tables.most_sorts == 1 and not self.closed and not self.late:
+                self._by_tables(SplitTables(self.problem, self.costs, steps), times)
         if self.best is not None and self.best.seconds > self.whole_bound_s and not self.late:
             # Whole blocks may still be better than what was found: never return less than they give.
             self._whole(rules, math.ceil(self.best.seconds / self.problem.tick_s))
@@ -77,11 +87,60 @@ class SplitSearch:
         if self.best is None and may_fit(self.problem, self.costs) is False:
             raise ProvedInfeasible
 
-    def _glance(self, rules: list[Placement]) -> Walk | None:
-        """A quick look at whole blocks: what they take at least, and the walk of a good plan."""
+    @property
+    def _most_experts(self) -> int:
+        return max((layer.experts.count for layer in self.costs.profile.layers if layer.experts), default=0)
+
+    def _by_tables(self, tables: SplitTables, times: SplitTimes) -> None:
+        """The bound of the linear program over such tables, and plans from its modes."""
+        bound = split_bound(tables, self.deadline)
+        if bound is not None:
+            self.bound_s = max(self.bound_s, bound.seconds)
+            planner = Planner(self.problem, times, tables)
+            few = few_experts(self.problem, tables)
+            found = self._from_modes(bound, planner, 0 if few else TUNED)
+            if few and not self.closed and not self.late:
+                self._by_counts(planner, tables, found)
+
+    def _by_counts(self, planner: Planner, tables: SplitTables, plans: list[_Found]) -> None:
+        """Whole experts on whole cards: a bound, and plans from the numbers found."""
+        tick, best = self.problem.tick_s, self.best
+        ceiling = None if best is None else math.ceil(best.seconds / tick) + 1
+        limits = replace(
+            self.limits,
+            seconds=max(0.01, self.deadline - time.perf_counter()),
+            work=COUNTS_WORK,
+            relative_gap=COUNTS_GAP,
+            workers=1,
+        )
+        found = split_counts(self.problem, tables, limits, math.floor(self.bound_s / tick), ceiling)
+        # Costs are rounded down to ticks, and the ceiling is above the best plan.
+        self.bound_s = max(self.bound_s, found.bound * tick * (1 - 1e-9))
+        if found.modes is None or self.closed:
+            self._climbed(planner, plans)
+            return
+        (start, end), numbers = found.ends, [sum(layers) for layers in found.attention]
+        order = sorted(range(len(numbers)), key=lambda d: (d == end, d != start, d))
+        walk = Walk(start, tuple(d for d in order for _ in range(numbers[d])), end)
+        for one in (walk, *with_other_ends(self.problem, walk)):
+            if _may(self.problem, one) and min(planner.rooms(one)) >= 0:
+                for plan in (planner.pack(one, found.modes), planner.deal(one, found.modes)):
+                    planner.fill(plan)
+                    plans.append(_Found(planner.seconds(plan), plan, found.modes))
+        self._climbed(planner, plans)
+
+    def _climbed(self, planner: Planner, plans: list[_Found]) -> None:
+        """The best few, and what small steps make of them."""
+        for one in sorted(plans, key=lambda one: one.seconds)[:CLIMBED]:
+            self._offer_split(planner, one.plan)
+            if not self.closed and not self.late and planner.obeys(one.plan):
+                self._offer_split(planner, Climb(planner, one.plan, self.limits.seed).run(STEPS))
+
+    def _glance(self) -> None:
+        """What whole blocks take at least."""
         portfolio = Portfolio(self._unsplit(), self.costs, self.objective, self.limits, self.deadline)
-        portfolio.first_look(rules)
-        return self._learn(portfolio)
+        portfolio.first_look([] if self.best is None else [self.best.placement])
+        self._learn(portfolio)
 
     def _whole(self, rules: list[Placement], ceiling: int) -> None:
         """The best plan of whole blocks below `ceiling` ticks."""
@@ -97,20 +156,19 @@ class SplitSearch:
     def _unsplit(self) -> Problem:
         return replace(self.problem, split_experts=False)
 
-    def _learn(self, portfolio: Portfolio) -> Walk | None:
+    def _learn(self, portfolio: Portfolio) -> None:
         self.whole_bound_s = max(self.whole_bound_s, portfolio.bound_s)
         if portfolio.best is not None:
             self._offer(portfolio.best.placement)
-        plan = portfolio.incumbent
-        return None if plan is None else Walk(plan.embedding, plan.attention, plan.head)
 
     # ---- plans from modes ----
 
-    def _from_modes(self, bound: SplitBound, planner: Planner, whole: Walk | None) -> None:
-        """Plans from walks as the bound has them, the best of them with other ends, and tuned."""
+    def _from_modes(self, bound: SplitBound, planner: Planner, most_tuned: int) -> list[_Found]:
+        """Plans from walks as the bound has them, the best of them with other ends, and some of
+        those tuned."""
         if self.closed:
-            return
-        walks = dict.fromkeys([*walks_of(self.problem, bound), *([whole] if whole is not None else [])])
+            return []
+        walks = dict.fromkeys(walks_of(self.problem, bound, planner.cards.of))
         found = self._filled(
             planner, [self._dealt(planner, walk, bound.modes) for walk in self._in_time(walks, planner)]
         )
@@ -118,9 +176,10 @@ class SplitSearch:
             ends = with_other_ends(self.problem, found[0].plan.walk)
             more = [self._dealt(planner, walk, bound.modes) for walk in self._in_time(ends, planner)]
             found = sorted([*found, *self._filled(planner, more)], key=lambda one: one.seconds)
-        for one in found[:TUNED]:
+        for one in found[:most_tuned]:
             if not self.closed:
                 self._offer_split(planner, self._tuned(planner, one).plan)
+        return found
 
     def _in_time(self, walks: Iterable[Walk], planner: Planner) -> Iterator[Walk]:
         """Those with room for their attention, until time is up."""
@@ -214,23 +273,25 @@ def _scaled(mode: Mode, own: float, cpu: float, planner: Planner) -> Mode:
         return mode
     count = planner.times.experts(mode.c).count
     e = min(count, round(mode.e * own))
-    return Mode(mode.c, mode.group, e, min(count - e, round(mode.n * cpu)))
+    n = min(count - e, round(mode.n * cpu))
+    rest, before = count - e - n, count - mode.e - mode.n
+    return replace(mode, e=e, n=n, k=round(mode.k * rest / before) if before else rest)
 
 
-def walks_of(problem: Problem, bound: SplitBound) -> Iterator[Walk]:
-    """Contiguous walks with attention on the groups of cards where the bound's modes have it, in their proportions, on
-    one card of each, or more; embedding and head at the walk's ends, or on the CPU."""
-    weight: dict[int, float] = {}
+def walks_of(problem: Problem, bound: SplitBound, group: Sequence[int]) -> Iterator[Walk]:
+    """Contiguous walks with attention on the groups and kinds of cards where the bound's modes have it, in their
+    proportions, first on as many cards as it has, then on any number; embedding and head at the walk's ends, or on the
+    CPU."""
+    weight: dict[Cards, float] = {}
     for mode, layers in bound.modes.items():
-        weight[mode.group] = weight.get(mode.group, 0.0) + layers
-    cards = {g: [d for d, twin in enumerate(problem.twins) if twin == g] for g in dict.fromkeys(problem.twins)}
-    groups = [g for g in cards if weight.get(g, 0.0) >= 0.75] or [max(weight, key=lambda g: weight[g])]
+        weight[mode.group, mode.kind] = weight.get((mode.group, mode.kind), 0.0) + layers
+    used = [which for which in weight if weight[which] >= 0.75] or [max(weight, key=lambda which: weight[which])]
+    most = [group.count(g) for g, _ in used]
+    first = tuple(max(1, round(bound.cards[which])) for which in used)
     cpu = problem.devices.index("cpu")
     seen = set()
-    for numbers in islice(product(*(range(1, len(cards[g]) + 1) for g in groups)), MOST_WALKS):
-        used = [d for g, k in zip(groups, numbers, strict=True) for d in cards[g][:k]]
-        sizes = [weight[g] / k for g, k in zip(groups, numbers, strict=True) for _ in range(k)]
-        attention = _slices(problem, used, sizes)
+    for numbers in islice((first, *product(*(range(1, n + 1) for n in most))), MOST_WALKS):
+        attention = _on_cards(problem, group, weight, dict(zip(used, numbers, strict=True)))
         if attention is None:
             continue
         embedding = cpu if bound.embedding_on_cpu else attention[0]
@@ -241,6 +302,21 @@ def walks_of(problem: Problem, bound: SplitBound) -> Iterator[Walk]:
                     seen.add(one)
                     yield one
                 break
+
+
+def _on_cards(
+    problem: Problem, group: Sequence[int], weight: Mapping[Cards, float], numbers: Mapping[Cards, int]
+) -> tuple[int, ...] | None:
+    """Layers in order, in proportion to `weight` on so many cards of each group and kind; None if there are too few."""
+    left = {g: [d for d, first in enumerate(group) if first == g] for g in dict.fromkeys(group)}
+    cards, sizes = list[int](), list[float]()
+    for which in sorted(numbers):
+        for _ in range(numbers[which]):
+            if not left[which[0]]:
+                return None
+            cards.append(left[which[0]].pop(0))
+            sizes.append(weight[which] / numbers[which])
+    return _slices(problem, cards, sizes)
 
 
 def with_other_ends(problem: Problem, walk: Walk) -> Iterator[Walk]:

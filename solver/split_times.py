@@ -8,10 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cost_models import CostModel, Step
-from cost_models.experts import distinct_experts
-from cost_models.splits import MEANS_FROM_TOKENS, mean_of_slowest_times
+from cost_models.experts import touch_probabilities
+from cost_models.slowest import SlowestPart
+from cost_models.splits import MEANS_FROM_TOKENS
 from profiles.model import Experts
 from solver.problem import Problem
+from solver.split_kinds import alike_experts
 
 Counts = tuple[int, ...]
 """Experts of a layer on each device of the problem."""
@@ -27,10 +29,12 @@ class SplitTimes:
     def __init__(self, problem: Problem, costs: CostModel, steps: Sequence[Step]) -> None:
         self.problem, self.costs, self.steps = problem, costs, steps
         self.cpu = problem.devices.index("cpu")
+        self._asked: dict[tuple[int, int, Counts], float] = {}
         self._known: dict[tuple[object, ...], float] = {}
-        self._hits: dict[tuple[int, int, int, int], NDArray[np.float64]] = {}
+        self._slowest: dict[tuple[int, int], list[SlowestPart]] = {}
         self._order: dict[int, tuple[int, ...]] = {}
         self._layer = {c: problem.layer_class.index(c) for c in range(len(problem.classes))}
+        self._alike = alike_experts(problem, costs)
 
     def experts(self, c: int) -> Experts:
         found = self.costs.layer(self._layer[c]).experts
@@ -53,45 +57,54 @@ class SplitTimes:
         return held
 
     def seconds(self, c: int, a: int, counts: Counts) -> float:
+        if (c, a, counts) not in self._asked:
+            self._asked[c, a, counts] = self._seconds(c, a, counts)
+        return self._asked[c, a, counts]
+
+    def _seconds(self, c: int, a: int, counts: Counts) -> float:
         twins = self.problem.twins
         guests = tuple(sorted((twins[d], n) for d, n in enumerate(counts) if n and d not in (a, self.cpu)))
-        key: tuple[object, ...] = (
-            self.costs.layer_class[self._layer[c]],
-            twins[a],
-            counts[a],
-            counts[self.cpu],
-            guests,
-        )
-        if self.experts(c).frequencies is not None or self.experts(c).expert_weight_bytes is not None:
+        key: tuple[object, ...] = (self._alike[c], twins[a], counts[a], counts[self.cpu], guests)
+        alike = self.experts(c).frequencies is None and self.experts(c).expert_weight_bytes is None
+        if not alike:
             key = (*key, a, counts)
         if key not in self._known:
-            held = self.ids(c, a, counts)
-            self._known[key] = sum(step.times * self._of_step(c, a, held, step) for step in self.steps)
+            self._known[key] = self._alike_s(c, a, counts) if alike else self._unlike_s(c, a, counts)
         return self._known[key]
 
-    def _of_step(self, c: int, a: int, held: Mapping[int, tuple[int, ...]], step: Step) -> float:
+    def _unlike_s(self, c: int, a: int, counts: Counts) -> float:
+        layer, names = self._layer[c], self.problem.devices
+        held = {names[d]: part for d, part in self.ids(c, a, counts).items()}
+        return sum(s.times * self.costs.split_experts_s(layer, names[a], held, s) for s in self.steps)
+
+    def _alike_s(self, c: int, a: int, counts: Counts) -> float:
+        """As seen from the first of the attention's twins."""
+        first = self.problem.twins[a]
+        if first != a:
+            counts = tuple(counts[{a: first, first: a}.get(d, d)] for d in range(len(counts)))
+        return sum(
+            step.times * part.mean(counts) for step, part in zip(self.steps, self.slowest(c, first), strict=True)
+        )
+
+    def slowest(self, c: int, a: int) -> list[SlowestPart]:
+        """For each step: what a split of class c costs, seen from device a."""
+        key = (self._alike[c], a)
+        if key not in self._slowest:
+            tokens = [step.tokens * self.costs.workload.batch_size for step in self.steps]
+            self._slowest[key] = [
+                SlowestPart(self.experts(c), n, self._hits_s(c, a, step))
+                for n, step in zip(tokens, self.steps, strict=True)
+            ]
+        return self._slowest[key]
+
+    def _hits_s(self, c: int, a: int, step: Step) -> list[NDArray[np.float64]]:
+        """For each device the seconds of 0, 1, … hits; where hits are taken at their means, of as many experts."""
         experts, tokens = self.experts(c), step.tokens * self.costs.workload.batch_size
-        if experts.expert_weight_bytes is not None:
-            names = {self.problem.devices[d]: part for d, part in held.items()}
-            return self.costs.split_experts_s(self._layer[c], self.problem.devices[a], names, step)
-        if tokens >= MEANS_FROM_TOKENS:
-            return max(self._at(c, a, d, distinct_experts(experts, tokens, part), step) for d, part in held.items())
-        one_draw = tokens == 1 and experts.frequencies is None
-        times = [
-            self._table(c, a, d, step)[: (min(len(part), experts.active) if one_draw else len(part)) + 1]
-            for d, part in held.items()
-        ]
-        return mean_of_slowest_times(experts, list(held.values()), times, tokens)
-
-    def _table(self, c: int, a: int, d: int, step: Step) -> NDArray[np.float64]:
-        key = (c, a, d, step.tokens)
-        if key not in self._hits:
-            one_draw = step.tokens * self.costs.workload.batch_size == 1 and self.experts(c).frequencies is None
-            most = self.experts(c).active if one_draw else self.experts(c).count
-            self._hits[key] = np.array([0.0, *(self._at(c, a, d, h, step) for h in range(1, most + 1))])
-        return self._hits[key]
-
-    def _at(self, c: int, a: int, d: int, hits: float, step: Step) -> float:
-        if hits <= 0:
-            return 0.0
-        return self.costs.hits_s(self._layer[c], self.problem.devices[a], self.problem.devices[d], hits, step)
+        hit = touch_probabilities(experts, tokens)[0] if tokens >= MEANS_FROM_TOKENS else 1.0
+        most = experts.active if tokens == 1 else experts.count
+        names, layer, found = self.problem.devices, self._layer[c], dict[tuple[int, bool], NDArray[np.float64]]()
+        for d, twin in enumerate(self.problem.twins):
+            if (twin, d == a) not in found:
+                hits = (n * hit for n in range(most + 1))
+                found[twin, d == a] = np.array(self.costs.hits_s(layer, names[a], names[d], hits, step))
+        return [found[twin, d == a] for d, twin in enumerate(self.problem.twins)]

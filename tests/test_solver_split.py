@@ -20,7 +20,8 @@ from solver import evaluate, solve
 from solver.evaluate import judge
 from solver.problem import build_problem, objective_steps
 from solver.rules import Allowed, breaks
-from solver.split_bound import SplitTables, split_bound
+from solver.split_bound import split_bound
+from solver.split_kinds import SplitTables
 from solver.split_times import SplitTimes
 
 
