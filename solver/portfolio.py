@@ -66,17 +66,14 @@ class Portfolio(PlanSearch):
             self._offer(free.assignment)
 
     def first_look(self, rules: Iterable[Placement]) -> None:
-        """As `run`, with no more than a first bound, of the coarser problem where there is one."""
+        """As `run`, with no more than a first bound."""
         for placement in rules:
             self._offer(Assignment.of(placement, self.problem), placement)
         self.peer = self.best
         if self.problem.bottleneck:
             self._by_busiest()
             return
-        merged = merge(self.problem)
-        problem, constant = (self.problem, 0) if merged is None else (merged.problem, merged.constant)
-        start = ColumnSearch(problem).start([], self._enough - constant, self.deadline)
-        self.bound = max(self.bound, start + constant)
+        self.bound = max(self.bound, ColumnSearch(self.problem).start([], self._enough, self.deadline))
 
     def _by_cards(self) -> None:
         """What does not ask for the order of the layers."""
