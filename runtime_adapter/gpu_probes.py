@@ -76,12 +76,15 @@ def gpu_bandwidth(torch: Any, gpu: GpuFacts, limits: Limits) -> Measured:
 
 
 def gpu_flops(torch: Any, gpu: GpuFacts, limits: Limits) -> tuple[str, Measured]:
-    """("bf16" or "fp16", FLOP/s) of torch's matrix product in the 16-bit type that the GPU computes in."""
+    """("bf16" or "fp16", FLOP/s) of torch's matrix product in the 16-bit type that the GPU computes in.
+
+    Of random values: products of zeros take less power, so that a GPU keeps a higher clock (docs/gpu_check.md).
+    """
     kind = "bf16" if gpu.capability >= FIRST_BF16 else "fp16"
     dtype = torch.bfloat16 if kind == "bf16" else torch.float16
 
     def product(size: int) -> Callable[[], float]:
-        a = torch.zeros((size, size), dtype=dtype, device=f"cuda:{gpu.index}")
+        a = torch.randn((size, size), dtype=dtype, device=f"cuda:{gpu.index}")
         return _on_gpu(torch, gpu.index, lambda: a @ a)
 
     fitting = [size for size in PRODUCT_SIZES if 4 * size**2 <= gpu.free_bytes // 8]  # two matrices of 2 bytes a value

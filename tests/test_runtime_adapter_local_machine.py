@@ -90,15 +90,20 @@ class Event:
 class Tensor:
     """Bytes on a device that does nothing; `broken` devices raise when anything is done there."""
 
-    def __init__(self, torch: FakeTorch, device: str = "cpu") -> None:
-        self.torch, self.device = torch, device
+    def __init__(self, torch: FakeTorch, device: str = "cpu", is_random: bool = False) -> None:
+        self.torch, self.device, self.is_random = torch, device, is_random
 
     def work(self, *_: object, **__: object) -> Tensor:
         if self.device in self.torch.broken:
             raise RuntimeError(f"an illegal memory access on {self.device}\nmore of it")
         return self
 
-    sum = copy_ = __matmul__ = pin_memory = __getitem__ = work
+    def __matmul__(self, other: Tensor) -> Tensor:
+        assert self.is_random, "products of zeros take less power than real ones, and are faster for it"
+        assert other.is_random
+        return self.work()
+
+    sum = copy_ = pin_memory = __getitem__ = work
 
 
 class FakeTorch:
@@ -124,6 +129,10 @@ class FakeTorch:
     def zeros(self, shape: object, dtype: str, device: str = "cpu") -> Tensor:
         self.kinds.append(dtype)
         return Tensor(self, device).work()
+
+    def randn(self, shape: object, dtype: str, device: str) -> Tensor:
+        self.kinds.append(dtype)
+        return Tensor(self, device, is_random=True).work()
 
     def ones(self, shape: tuple[int, int], dtype: str) -> Any:
         return np.ones(shape, np.float32)
