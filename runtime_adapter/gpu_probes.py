@@ -1,7 +1,8 @@
 """Quick, bounded measurements of GPUs and of the links between them, through torch (CUDA, or ROCm under its name).
 
 `torch` is passed in: it may be missing, and a test passes a stand-in. Every probe raises whatever torch raises; its
-memory goes back to torch when it ends, and to the driver with `torch.cuda.empty_cache()`.
+memory goes back to torch when it ends, and to the driver with `torch.cuda.empty_cache()`, which the caller does after
+each one: cuBLAS cuts its workspace, which stays, out of what torch has kept, and would pin all of the last probe's.
 Bandwidths and products are timed by the GPU's own events, latencies and hand-overs by the host, as a caller waits.
 """
 
