@@ -1,6 +1,6 @@
 """What only a real GPU can tell: probes, plans on live models, the cost model's constants, overlap, speed end to end.
 
-Everything is measured on cuda:0 and the CPU with random weights, in about four minutes on an H100. A part that fails
+Everything is measured on cuda:0 and the CPU with random weights, in about five minutes on an H100. A part that fails
 says so in the result, and the others go on. `--dry` walks through all of it on the CPU, with small shapes.
 
 Run: python benchmarks/gpu.py --out gpu.json [--parts machine,live]
@@ -21,8 +21,8 @@ from typing import Any
 import torch
 import transformers
 from gpu_bench import CPU, GB, Bench, Table
-from gpu_constants import constants, overlap
-from gpu_models import end_to_end, live
+from gpu_constants import constants, launches, overlap
+from gpu_models import accelerate, end_to_end, live, refusals
 
 
 def machine(bench: Bench) -> Table:
@@ -48,21 +48,24 @@ def machine(bench: Bench) -> Table:
         yield "Notes", {"note": note}
 
 
-PARTS = {part.__name__: part for part in (machine, live, constants, overlap, end_to_end)}
+ALL = (machine, live, refusals, constants, launches, overlap, end_to_end, accelerate)
+PARTS: dict[str, Callable[[Bench], Table]] = {part.__name__: part for part in ALL}
 
 
-def measured(part: Callable[[Bench], Table], bench: Bench) -> dict[str, Any]:
-    """All tables of a part, as far as it came."""
-    begin, tables = time.perf_counter(), dict[str, list[dict[str, Any]]]()
-    result: dict[str, Any] = {"tables": tables}
+def measure(part: Callable[[Bench], Table], bench: Bench, result: dict[str, Any], keep: Callable[[], None]) -> None:
+    """Put all tables of a part, as far as it comes, into `result`, and keep it after each row."""
+    begin, tables = time.perf_counter(), result.setdefault("tables", {})
     try:
         for title, row in part(bench):
-            tables.setdefault(title, []).append(row)
             print(f"  {', '.join(f'{key} {shown(value)}' for key, value in row.items())}", flush=True)
+            tables.setdefault(title, []).append(row)
+            result["seconds"] = time.perf_counter() - begin
+            keep()
     except Exception as problem:  # one part must not lose the others
         result["error"] = f"{type(problem).__name__}: {problem}"
         traceback.print_exc()
-    return result | {"seconds": time.perf_counter() - begin}
+    result["seconds"] = time.perf_counter() - begin
+    keep()
 
 
 def shown(value: object) -> str:
@@ -109,8 +112,12 @@ def main() -> None:
     result: dict[str, Any] = {"machine": f"{name}, {torch.get_num_threads()} CPU threads, {versions}", "parts": {}}
     for part in options.parts.split(","):
         print(f"{part}:", flush=True)
-        result["parts"][part] = measured(PARTS[part], bench)
-        options.out.write_text(json.dumps(result, indent=1), encoding="utf-8")
+        measure(
+            PARTS[part],
+            bench,
+            result["parts"].setdefault(part, {}),
+            lambda: options.out.write_text(json.dumps(result, indent=1), encoding="utf-8"),
+        )
 
 
 if __name__ == "__main__":

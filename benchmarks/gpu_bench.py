@@ -18,12 +18,12 @@ from profiles.model import ModelProfile
 Table = Iterator[tuple[str, dict[str, Any]]]
 """Rows as they are measured: the title of the table that each belongs to, and its cells."""
 MB, GB, CPU = 1e6, 1e9, torch.device("cpu")
-QWEN = {
+QWEN: dict[str, Any] = {
     "hidden_size": 1024, "num_hidden_layers": 4, "num_attention_heads": 16, "num_key_value_heads": 4, "head_dim": 64,
     "vocab_size": 8192, "num_experts": 32, "num_experts_per_tok": 4, "moe_intermediate_size": 512,
     "intermediate_size": 2048, "decoder_sparse_step": 1,
 }  # fmt: skip
-LITE = {
+LITE: dict[str, Any] = {
     "hidden_size": 2048, "num_hidden_layers": 27, "num_attention_heads": 16, "num_key_value_heads": 16,
     "vocab_size": 102400, "n_routed_experts": 64, "n_shared_experts": 2, "num_experts_per_tok": 6,
     "moe_intermediate_size": 1408, "intermediate_size": 10944, "first_k_dense_replace": 1, "q_lora_rank": None,

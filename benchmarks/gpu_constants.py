@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 from gpu_bench import CPU, GB, LITE, NARROW, QWEN, SHORT, Bench, Table, prompt, random_model
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import scaled_dot_product_attention
 
 from cost_models.constants import LAUNCH_S, SYNC_S
 from cost_models.experts import distinct_experts
@@ -21,9 +23,10 @@ from runtime_adapter.hooks import moved
 KERNELS = {"cuda:0": {"grouped_mm": 1024, "batched_mm": 16, "eager": 16}, "cpu": {"grouped_mm": 1024, "eager": 16}}
 """Up to how many tokens each kernel of transformers is tried; batched_mm gathers a copy of the weights a token."""
 
+STEPS, ROUNDS = 20, 25
+
 
 def constants(bench: Bench) -> Table:
-    yield from launches(bench)
     yield from copies(bench)
     yield from hops(bench)
     yield from experts_rates(bench)
@@ -35,25 +38,60 @@ def against(what: str, unit: str, measured: float, assumed: float) -> tuple[str,
 
 
 def launches(bench: Bench) -> Table:
-    """Narrow layers, one token: what eight layers more cost a step, and of that the experts called by themselves."""
+    """Narrow layers, one token: what eight layers more cost a step, and of that the experts called by themselves.
+
+    All steps are done three times over the same KV lengths, the last time counts: the first also sets up kernels.
+    """
     for device, where, kernel in (
         (bench.device, "gpu", "batched_mm"),
         (CPU, "cpu", "grouped_mm"),
     ):  # as generate() does
         for kind, shape in (("Qwen3Moe", QWEN), ("DeepseekV2", SHORT)):
-            steps = []
+            by_layers = []
             for layers in (3, 11):
                 model, _ = random_model(kind, {**shape, **NARROW, "num_hidden_layers": layers}, torch.bfloat16, device)
                 model.set_experts_implementation(kernel)
-                ids = prompt(model, 64).to(device)
-                with torch.inference_mode():
-                    cache = model(ids, use_cache=True).past_key_values
-                    steps.append(bench.seconds(lambda: model(ids[:, :1], past_key_values=cache), warm_up=20))  # noqa: B023
+                by_layers.append(bench.times(steps_of(model, prompt(model, 64).to(device)), most_s=0.0, warm_up=0))
             part = experts_of(model.model.layers[-1])
-            layer, alone = (steps[1] - steps[0]) / 8, bench.seconds(calls(part, device, 1, sets=1), calls=20)
+            layer = (by_layers[1][-1] - by_layers[0][-1]) / STEPS / 8
+            alone = bench.seconds(calls(part, device, 1, sets=1), calls=20)
             assumed = LAUNCH_S["gpu" if where == "gpu" else "cpu"] * 1e6
             yield against(f"launch on the {where}: experts of {kind}, {kernel}", "us", alone * 1e6, assumed)
             yield against(f"launch on the {where}: the rest of a layer", "us", (layer - alone) * 1e6, assumed)
+    yield from first_lengths(bench)
+
+
+def steps_of(model: Any, ids: torch.Tensor) -> Callable[[], None]:
+    """A call does STEPS decode steps behind the prompt `ids`."""
+    with torch.inference_mode():
+        cache = model(ids, use_cache=True).past_key_values
+
+    def run() -> None:
+        with torch.inference_mode():
+            for _ in range(STEPS):
+                model(ids[:, :1], past_key_values=cache)
+            cache.crop(-STEPS)
+
+    return run
+
+
+def first_lengths(bench: Bench) -> Table:
+    """Attention of one token, 16 heads of 128, over KV lengths that come for the first time, and for the second."""
+    every = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+    for name, backends, start in (("as torch chooses", every, 1000), ("without cuDNN", every[1:], 2000)):
+        query = torch.randn(1, 16, 1, 128, device=bench.device, dtype=torch.bfloat16)
+        keys = torch.randn(1, 16, start + STEPS, 128, device=bench.device, dtype=torch.bfloat16)
+        views = [keys[:, :, : start + i] for i in range(STEPS)]
+
+        def run() -> None:
+            with torch.inference_mode(), sdpa_kernel(backends):  # noqa: B023
+                for view in views:  # noqa: B023
+                    scaled_dot_product_attention(query, view, view)  # noqa: B023
+
+        scaled_dot_product_attention(query, keys, keys)
+        times = bench.times(run, most_s=0.0, warm_up=0)
+        cells = {"kernel": name, "first us": times[0] / STEPS * 1e6, "again us": times[-1] / STEPS * 1e6}
+        yield "Attention of one token, by KV length", cells
 
 
 def copies(bench: Bench) -> Table:
@@ -161,13 +199,13 @@ def overlap(bench: Bench) -> Table:
     """Do a CPU part and a GPU part of a layer work at the same time? Half of the experts, and of choices, on each.
 
     "GPU first" launches there, then fetches what the CPU needs; "sent first" fetches it, launches, and then computes.
-    The last row gives the GPU more tokens than the CPU, so that both have work.
+    The last row gives the GPU more tokens than the CPU, so that both have as much to do.
     """
     (here, _), (there, _) = one_layer(bench), one_layer(bench)
     there.to(CPU)
     half, active = here.num_experts // 2, here.config.num_experts_per_tok // 2
     here.config._experts_implementation = there.config._experts_implementation = "grouped_mm"
-    for own_tokens, far_tokens in ((1, 1), (16, 16), (512, 512), (32768 if bench.real else 512, 256)):
+    for own_tokens, far_tokens in ((1, 1), (16, 16), (512, 512), (131072 if bench.real else 512, 256)):
         on_gpu = calls(here, bench.device, own_tokens, experts=range(half), active=active)
         state = torch.randn(far_tokens, here.config.hidden_size, device=bench.device).bfloat16()
         weight = torch.rand(far_tokens, active, device=bench.device)
@@ -195,7 +233,12 @@ def overlap(bench: Bench) -> Table:
             on_gpu()  # noqa: B023
             return time.perf_counter() - begin
 
-        gpu, cpu, late, early = (bench.seconds(run, most_s=1.0) for run in (on_gpu, on_cpu, gpu_first, sent_first))
+        runs = (on_gpu, on_cpu, gpu_first, sent_first)
+        # In turns, because the CPU is not steady.
+        rounds = [[bench.times(run, most_s=0.0, least=1, warm_up=0)[0] for run in runs] for _ in range(ROUNDS)]
+        gpu, cpu, late, early = (
+            median(times) for times in zip(*rounds, strict=True)
+        )  # in turns: the CPU is not steady
         yield "One layer's experts, half on each side", {
             "tokens, GPU": own_tokens, "tokens, CPU": far_tokens, "GPU alone ms": gpu * 1e3,
             "of which launching": median(launched() for _ in range(9)) * 1e3, "CPU alone ms": cpu * 1e3,

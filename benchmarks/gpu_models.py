@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import gc
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from statistics import median
 from typing import Any
 
@@ -15,6 +18,7 @@ from profiles import ApplyError, Workload
 from profiles.model import ModelProfile
 from profiles.placement import Placement
 from runtime_adapter import apply
+from runtime_adapter.anatomy import experts_of
 from solver import solve
 from solver.evaluate import judge
 
@@ -41,7 +45,6 @@ def live(bench: Bench) -> Table:
             for name, experts in PLANS.items():
                 row = placed(bench, model, profile, plan_of(profile, experts), ids, on_gpu, gpu_tokens, on_cpu)
                 yield "Placed", {**what, "plan": name, **row}
-    yield from refusals(bench, model, profile)
     yield from attention_bytes(bench)
 
 
@@ -86,27 +89,40 @@ def placed(
     }
 
 
-def refusals(bench: Bench, model: Any, profile: ModelProfile) -> Table:
+def refusals(bench: Bench) -> Table:
     """What cannot be done is refused, with the model as it was."""
+    model, profile = random_model("DeepseekV2", SHORT if bench.real else SHORT | NARROW, torch.bfloat16, bench.device)
+    model.to(CPU)
     plan = plan_of(profile, lambda i: "cuda:0")
 
     def refused(what: str, devices: Mapping[str, str]) -> tuple[str, dict[str, Any]]:
-        before = bench.restart()
+        before = bench.held()
         try:
             apply(plan, model, devices=devices).undo()
             said = "NOT REFUSED"
         except ApplyError as problem:
             said = str(problem)
+        gc.collect()
         whole = all(p.device == CPU and p.numel() for p in model.parameters())
-        row = {"what": what, "said": said, "model as before": whole, "bytes left": bench.restart() - before}
+        row = {"what": what, "said": said, "model as before": whole, "bytes left": bench.held() - before}
         return "Refused", row
 
     yield refused("a GPU that is not there", {"cuda:0": "cuda:7"})
     if bench.real:
-        free, _ = torch.cuda.mem_get_info()
-        others = torch.empty(free - int(100 * MB), dtype=torch.uint8, device=bench.device)
-        yield refused("a GPU with 0.1 GB free", {"cuda:0": "cuda:0"})
+        others = filled(bench)
+        yield refused("a GPU that others have filled", {"cuda:0": "cuda:0"})
         del others
+
+
+def filled(bench: Bench, step: int = 2**26) -> list[torch.Tensor]:
+    """Tensors that leave less than two steps of the GPU, what torch keeps for later included."""
+    bench.restart()
+    taken: list[torch.Tensor] = []
+    try:
+        while True:
+            taken.append(torch.empty(step, dtype=torch.uint8, device=bench.device))
+    except torch.OutOfMemoryError:
+        return taken[:-1]
 
 
 def attention_bytes(bench: Bench) -> Table:
@@ -137,7 +153,7 @@ def leading(one: list[int], other: list[int]) -> int:
 
 
 def end_to_end(bench: Bench) -> Table:
-    """DeepSeek-V2-Lite's shape with the GPU's budget cut to shares of its weights, and accelerate within the same."""
+    """DeepSeek-V2-Lite's shape with the GPU's budget cut to shares of its weights."""
     model, profile = random_model("DeepseekV2", LITE if bench.real else SHORT | NARROW, torch.bfloat16, bench.device)
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     model.to(CPU)
@@ -150,35 +166,71 @@ def end_to_end(bench: Bench) -> Table:
         start = bench.restart()
         with apply(plan, model, devices={"cuda:0": bench.device}, keep_host=True):
             row, peaks = speed(bench, model, ids)
-        told, used = plan.prediction, plan.memory["cuda:0"].used_bytes
+        told = plan.prediction
         assert told is not None
+        assert plan.memory is not None
+        used = plan.memory["cuda:0"].used_bytes
         yield "Time", {
-            "runtime": "moeplan", "budget": share, "experts on the CPU": on_cpu, **row,
+            "budget": share, "experts on the CPU": on_cpu, **row,
             "predicted prefill s": told.prefill_s, "prefill ratio": row["prefill s"] / told.prefill_s,
             "predicted step ms": told.decode_step_s * 1e3, "step ratio": row["step ms"] / told.decode_step_s / 1e3,
         }  # fmt: skip
-        yield "Peak bytes on the GPU, GB", {
-            "budget": share, "predicted": used / GB, **{name: (peak - start) / GB for name, peak in peaks.items()},
-        }  # fmt: skip
+        beyond = {f"{name}, beyond MB": (peak - start - used) / MB for name, peak in peaks.items()}
+        yield "Peak bytes on the GPU", {"budget": share, "predicted GB": used / GB, **beyond}
+
+
+def accelerate(bench: Bench) -> Table:
+    """The same model within the same bytes, as accelerate places and runs it."""
+    model, _ = random_model("DeepseekV2", LITE if bench.real else SHORT | NARROW, torch.bfloat16, bench.device)
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    model.to(CPU)
     for share in (0.5, 0.25, 0.75):
         bench.restart()
-        on_cpu, row = by_accelerate(bench, model, ids, int(share * weights))
-        yield "Time", {"runtime": "accelerate", "budget": share, "experts on the CPU": on_cpu, **row}
+        on_cpu, row = by_accelerate(bench, model, prompt(model), int(share * weights))
+        yield "Time", {"budget": share, "layers on the CPU": on_cpu, **row}
 
 
 def speed(
     bench: Bench, model: Any, ids: torch.Tensor, new: int = NEW_TOKENS, runs: int = 3
 ) -> tuple[dict[str, Any], dict[str, int]]:
-    """Seconds of generate(): for one token, which is the prefill, and for each further one; and peaks of both."""
+    """Seconds of generate(): for one token, which is the prefill, and for each further one; and peaks of both.
+
+    The first run of all steps has KV lengths that come for the first time, and is told apart.
+    """
     generated(model, ids, 1)
     peaks = {"asked for in prefill": bench.held("requested", "peak")}
-    prefill = bench.seconds(lambda: generated(model, ids, 1), most_s=0.0, least=runs, warm_up=0)
-    generated(model, ids, 3)
-    both = bench.times(lambda: generated(model, ids, 1 + new), most_s=0.0, least=runs, warm_up=0)
-    steps = sorted((seconds - prefill) / new for seconds in both)
+    prefill = bench.seconds(lambda: generated(model, ids, 1), most_s=0.0, least=min(3, runs), warm_up=0)
+    with in_experts(model) as spent:
+        both = bench.times(lambda: generated(model, ids, 1 + new), most_s=0.0, least=runs, warm_up=0)
     peaks |= {"asked for in all": bench.held("requested", "peak"), "given in all": bench.held("allocated", "peak")}
-    spread = f"{steps[0] * 1e3:.3g} to {steps[-1] * 1e3:.3g}"
-    return {"prefill s": prefill, "step ms": median(steps) * 1e3, "steps": spread, "tokens/s": 1 / median(steps)}, peaks
+    first, *later = [(seconds - prefill) / new for seconds in both]
+    step = median(later or [first])
+    row = {"prefill s": prefill, "first steps ms": first * 1e3, "step ms": step * 1e3, "tokens/s": 1 / step}
+    return row | {"of a step, experts on the CPU ms": sum(spent) / new / runs * 1e3}, peaks
+
+
+@contextmanager
+def in_experts(model: Any) -> Iterator[list[float]]:
+    """Seconds of every call, with one token, of experts that are on the CPU."""
+    spent, begun, handles = list[float](), [0.0], []
+
+    def before(module: Any, args: Any) -> None:
+        begun[0] = time.perf_counter()
+
+    def after(module: Any, args: Any, output: Any) -> None:
+        if len(args[0]) == 1:
+            spent.append(time.perf_counter() - begun[0])
+
+    for layer in model.model.layers:
+        part = experts_of(layer)
+        if part is not None and next(part.parameters()).device == CPU:
+            handles.append(part.register_forward_pre_hook(before))
+            handles.append(part.register_forward_hook(after, prepend=True))
+    try:
+        yield spent
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def by_accelerate(bench: Bench, model: Any, ids: torch.Tensor, budget: int) -> tuple[int, dict[str, Any]]:
