@@ -1,7 +1,8 @@
 """Quick, bounded measurements of GPUs and of the links between them, through torch (CUDA, or ROCm under its name).
 
 `torch` is passed in: it may be missing, and a test passes a stand-in. Every probe raises whatever torch raises; its
-memory goes back to torch when it ends, and to the driver with `torch.cuda.empty_cache()`.
+memory goes back to torch when it ends, and to the driver with `torch.cuda.empty_cache()`, which the caller does after
+each one: cuBLAS cuts its workspace, which stays, out of what torch has kept, and would pin all of the last probe's.
 Bandwidths and products are timed by the GPU's own events, latencies and hand-overs by the host, as a caller waits.
 """
 
@@ -76,12 +77,15 @@ def gpu_bandwidth(torch: Any, gpu: GpuFacts, limits: Limits) -> Measured:
 
 
 def gpu_flops(torch: Any, gpu: GpuFacts, limits: Limits) -> tuple[str, Measured]:
-    """("bf16" or "fp16", FLOP/s) of torch's matrix product in the 16-bit type that the GPU computes in."""
+    """("bf16" or "fp16", FLOP/s) of torch's matrix product in the 16-bit type that the GPU computes in.
+
+    Of random values: products of zeros take less power, so that a GPU keeps a higher clock (docs/gpu_check.md).
+    """
     kind = "bf16" if gpu.capability >= FIRST_BF16 else "fp16"
     dtype = torch.bfloat16 if kind == "bf16" else torch.float16
 
     def product(size: int) -> Callable[[], float]:
-        a = torch.zeros((size, size), dtype=dtype, device=f"cuda:{gpu.index}")
+        a = torch.randn((size, size), dtype=dtype, device=f"cuda:{gpu.index}")
         return _on_gpu(torch, gpu.index, lambda: a @ a)
 
     fitting = [size for size in PRODUCT_SIZES if 4 * size**2 <= gpu.free_bytes // 8]  # two matrices of 2 bytes a value

@@ -97,6 +97,10 @@ class _Reading:
             why = f"{type(problem).__name__}: {problem}".split("\n")[0][:120]
             self.note(f"{what}: not measured ({why}); {otherwise}")
             return None
+        finally:
+            if on_gpu:
+                with contextlib.suppress(Exception):  # a GPU that failed may fail here too
+                    self.torch.cuda.empty_cache()
 
 
 def _import_torch() -> tuple[Any, str]:
@@ -291,7 +295,4 @@ def _links(reading: _Reading, gpus: list[GpuFacts], cpu: CpuPart | None) -> list
         reading.note(f"{what}: {rate.value / 1e9:,.1f} GB/s measured: {rate.how}")
         reading.note(f"{what}: {latency.value * 1e6:,.1f} us measured: {latency.how}")
         links[between] = Link(between=between, bandwidth_bytes_per_s=rate.value, latency_s=latency.value)
-    with contextlib.suppress(Exception):  # a GPU that failed may fail here too
-        if gpus:
-            torch.cuda.empty_cache()
     return list(links.values())

@@ -244,8 +244,9 @@ class PlanSearch:
             walk = Walk(plan.embedding, plan.attention, plan.head)
             self._filled(self._polish(walk, deal, steps=2 * STEPS))
 
-    def _again(self, deal: Deal) -> None:
+    def _again(self) -> None:
         """More polish of the best plan, with its experts where they are and anywhere, each time by other chances."""
+        deal = Deal(self.problem)
         for seed in range(1, AGAIN + 1):
             if self.closed or self.incumbent is None or time.perf_counter() > self.deadline:
                 return

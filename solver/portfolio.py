@@ -32,6 +32,8 @@ UNORDERED_SHARE = 0.5
 ROUNDS_PER_SECOND = 60
 """Linear programs of the branching for each second of the time limit: about a third of it on two slow cores. All shares
 add up to less than the limit, so that the plan does not depend on how busy the machine is."""
+SMALL = 10
+"""So many times fewer where the free-order model decides soon."""
 FIRST_ROUNDS = 0.25
 """Share of these before anything that is slower."""
 
@@ -58,7 +60,9 @@ class Portfolio(PlanSearch):
             if self.problem.one_run:
                 self._raise_bound(slices.status, slices.bound)
             self._offer(slices.assignment)
-        if not self.closed and is_small(self.problem):
+        if not is_small(self.problem):
+            self._again()
+        elif not self.closed:
             free = solve_free_order(self.problem, self._limits(0.2), floor=self.bound, hint=self.incumbent)
             if free.status == "infeasible" and self.incumbent is None:
                 raise ProvedInfeasible
@@ -135,12 +139,13 @@ class Portfolio(PlanSearch):
         if self.problem.unordered is not None:
             # Equal cards in order are groups of one: a round takes longer, and the bound without order is known.
             rounds = math.ceil(rounds / 5)
+        if is_small(self.problem):
+            rounds = math.ceil(rounds / SMALL)
         self._branched(columns, math.ceil(FIRST_ROUNDS * rounds))
         self._by_patterns(columns, deal, FEW_PATTERNS)
         self._polished(starts[1:], deal)
         self._branched(columns, rounds)
         self._by_patterns(columns, deal, MAX_PATTERNS)
-        self._again(deal)
 
     def _branched(self, columns: ColumnSearch, rounds: int) -> None:
         """A better bound of the columns, and a plan of whole contents near it."""

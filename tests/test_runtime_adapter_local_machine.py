@@ -90,15 +90,21 @@ class Event:
 class Tensor:
     """Bytes on a device that does nothing; `broken` devices raise when anything is done there."""
 
-    def __init__(self, torch: FakeTorch, device: str = "cpu") -> None:
-        self.torch, self.device = torch, device
+    def __init__(self, torch: FakeTorch, device: str = "cpu", is_random: bool = False) -> None:
+        self.torch, self.device, self.is_random = torch, device, is_random
 
     def work(self, *_: object, **__: object) -> Tensor:
         if self.device in self.torch.broken:
             raise RuntimeError(f"an illegal memory access on {self.device}\nmore of it")
         return self
 
-    sum = copy_ = __matmul__ = pin_memory = __getitem__ = work
+    def __matmul__(self, other: Tensor) -> Tensor:
+        assert self.is_random, "products of zeros take less power than real ones, and are faster for it"
+        assert other.is_random
+        self.torch.done.append("product")
+        return self.work()
+
+    sum = copy_ = pin_memory = __getitem__ = work
 
 
 class FakeTorch:
@@ -108,12 +114,14 @@ class FakeTorch:
     __version__ = "0.fake"
 
     def __init__(self, *names: str, broken: tuple[str, ...] = (), deaf: int | None = None, peers: bool = True) -> None:
-        self.names, self.broken, self.deaf, self.kinds = names, broken, deaf, list[str]()
+        self.names, self.broken, self.deaf = names, broken, deaf
+        self.kinds, self.done = list[str](), list[str]()
         self.cuda = SimpleNamespace(
             is_available=lambda: bool(names), device_count=lambda: len(names), mem_get_info=self.memory,
             get_device_name=lambda index: names[index], get_device_capability=lambda index: (8, 9),
             memory_reserved=lambda index: GIB, Event=Event, device=lambda index: nullcontext(),
-            synchronize=lambda index: None, empty_cache=lambda: None, can_device_access_peer=lambda a, b: peers,
+            synchronize=lambda index: None, can_device_access_peer=lambda a, b: peers,
+            empty_cache=lambda: self.done.append("emptied"),
         )  # fmt: skip
 
     def memory(self, index: int) -> tuple[int, int]:
@@ -123,7 +131,12 @@ class FakeTorch:
 
     def zeros(self, shape: object, dtype: str, device: str = "cpu") -> Tensor:
         self.kinds.append(dtype)
+        self.done.append("zeros")
         return Tensor(self, device).work()
+
+    def randn(self, shape: object, dtype: str, device: str) -> Tensor:
+        self.kinds.append(dtype)
+        return Tensor(self, device, is_random=True).work()
 
     def ones(self, shape: tuple[int, int], dtype: str) -> Any:
         return np.ones(shape, np.float32)
@@ -301,6 +314,16 @@ def test_one_gpu_is_measured() -> None:
     assert 0 < link.latency_s < 1
     assert "pinned" in noted(machine, "cpu - cuda:0", "GB/s measured")
     assert "copy of 8 KiB" in noted(machine, "cpu - cuda:0", "us measured")
+
+
+def test_what_a_probe_took_is_given_back_before_the_next() -> None:
+    torch = FakeTorch("NVIDIA L40")
+    describe(a_machine(), torch, limits=QUICK)
+    done = torch.done
+    first_product = done.index("product")
+    # Else cuBLAS cuts its workspace out of the bandwidth probe's buffer, which then cannot be given back any more.
+    assert "emptied" in done[done.index("zeros") : first_product]
+    assert done[-1] == "emptied"
 
 
 @pytest.mark.parametrize("peers", [True, False])

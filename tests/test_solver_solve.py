@@ -26,6 +26,7 @@ from solver.search import Limits, Outcome
 
 SOLVE = importlib.import_module("solver.solve")  # `solver.solve` itself is the function
 PORTFOLIO = importlib.import_module("solver.portfolio")
+PLANS = importlib.import_module("solver.plan_search")
 TIME_LIMIT = 60.0
 """Seconds; no instance here needs more than a few."""
 
@@ -521,7 +522,7 @@ def test_without_a_bound_from_the_counts_nothing_false_is_claimed(
 def test_nothing_found_in_time_is_not_a_proof(monkeypatch: pytest.MonkeyPatch) -> None:
     """No model finds anything, and no experts are found for any walk."""
     blind(monkeypatch, *MODELS)
-    monkeypatch.setattr(PORTFOLIO, "fill", lambda *_, **__: None)
+    monkeypatch.setattr(PLANS, "fill", lambda *_, **__: None)
     monkeypatch.setattr(SOLVE, "hand_plans", lambda _: {})
     with pytest.raises(InfeasiblePlacement, match="time_limit") as problem:
         solve(MODEL, CARD)
