@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import product
 
 import numpy as np
@@ -191,32 +192,45 @@ class _Level:
     """Contents of blocks that need at most `workspace`, in `room` bytes."""
 
     def __init__(self, problem: Problem, device: int, workspace: int, room: int) -> None:
-        self.problem, self.device, self.room = problem, device, room
+        self.problem, self.device, self.room, self.workspace = problem, device, room, workspace
         self.ends = [
             block.allowed[device] and block.workspace <= workspace and block.bytes[device] <= self.room
             for block in (problem.embedding, problem.head)
         ]
-        dense = [c for c, kind in enumerate(problem.classes) if kind.experts is None]
-        self.grids = [_Grid(problem, (c,), None, device, workspace, self.room) for c in dense]
-        self.grids += [
-            _Grid(problem, kind.classes, k, device, workspace, self.room) for k, kind in enumerate(problem.expert_kinds)
-        ]
         self.ample = _bytes_of_all(problem, device) <= self.room
+
+    @cached_property
+    def grids(self) -> list[_Grid]:
+        return list(self._grids(attention=True))
+
+    @cached_property
+    def grids_of_guests(self) -> list[_Grid]:
+        """Those of a card without attention."""
+        return list(self._grids(attention=False))
+
+    def _grids(self, *, attention: bool) -> Iterator[_Grid]:
+        for c, kind in enumerate(self.problem.classes):
+            if kind.experts is None:
+                yield _Grid(self, (c,), None, attention)
+        for k, alike in enumerate(self.problem.expert_kinds):
+            yield _Grid(self, alike.classes, k, attention)
 
     @property
     def guests(self) -> tuple[object, ...]:
         """What a card without attention may hold here: of levels that agree the first has most room."""
-        return self.problem, *self.ends, *(int(grid.experts.max(initial=0)) > 0 for grid in self.grids)
+        kinds = self.problem.expert_kinds
+        return self.problem, *self.ends, *(kind.experts.workspace <= self.workspace for kind in kinds)
 
     def best(self, prices: Prices, visits: int) -> tuple[int, Contents]:
         """As a card that is used, or that has guests and ends only."""
         return max((self._best(prices, n) for n in {visits, 0}), key=lambda found: found[0])
 
     def _best(self, prices: Prices, visits: int) -> tuple[int, Contents]:
-        lists = [grid.points(prices, visits > 0) for grid in self.grids]
+        grids = self.grids if visits else self.grids_of_guests
+        lists = [grid.points(prices) for grid in grids]
         if visits and prices.used + prices.visit * visits + prices.first + prices.last > 0:
             # Only a card that does have attention is used: one grid or the other has some.
-            some = [grid.points(prices, True, some=True) for grid in self.grids]
+            some = [grid.points(prices, some=True) for grid in grids]
             mixed = [[*lists[:k], points, *lists[k + 1 :]] for k, points in enumerate(some) if len(points.bytes)]
         else:
             mixed = [lists]
@@ -258,7 +272,7 @@ class _Level:
         """Those at a row of each grid."""
         problem = self.problem
         attention, experts, local = [0] * len(problem.classes), [], []
-        for grid, row in zip(self.grids, rows, strict=True):
+        for grid, row in zip(self.grids if visits else self.grids_of_guests, rows, strict=True):
             for c, numbers in zip(grid.classes, grid.attention, strict=True):
                 attention[c] = int(numbers[row])
             if grid.kind is not None:
@@ -274,14 +288,13 @@ class _Grid:
     """Every number of attentions of some classes and of their experts, which are of one kind (None: dense layers), that
     a device has room for, from light to heavy."""
 
-    def __init__(
-        self, problem: Problem, classes: Sequence[int], kind: int | None, device: int, workspace: int, room: int
-    ) -> None:
+    def __init__(self, level: _Level, classes: Sequence[int], kind: int | None, attention: bool) -> None:
+        problem, device, workspace, room = level.problem, level.device, level.workspace, level.room
         self.classes, self.kind = tuple(classes), kind
         self.whole = problem.whole_layers and kind is not None
         blocks = [problem.classes[c].attention for c in classes]
         most = [
-            problem.class_sizes[c] if block.allowed[device] and block.workspace <= workspace else 0
+            problem.class_sizes[c] if attention and block.allowed[device] and block.workspace <= workspace else 0
             for c, block in zip(classes, blocks, strict=True)
         ]
         most_experts, weight = 0, 0
@@ -302,10 +315,9 @@ class _Grid:
         self.experts: Integers = grid[-1, order]
         self.own: Integers = own[order]
         self.local: Integers = np.minimum(self.own, self.experts)
-        self.guests_only: Integers = np.flatnonzero(self.own == 0)
 
-    def points(self, prices: Prices, used: bool, some: bool = False) -> Points:
-        """Undominated rows: without attention unless `used`, and with `some` those with attention only."""
+    def points(self, prices: Prices, some: bool = False) -> Points:
+        """Undominated rows: all, or only those with `some` attention."""
         value = np.array([prices.attention[c] for c in self.classes]) @ self.attention
         for c, least, price in prices.attention_steps:
             if c in self.classes:
@@ -318,7 +330,7 @@ class _Grid:
             for of, least, price in prices.experts_steps:
                 if of == k:
                     value = value + price * (self.experts >= least)
-        rows = np.flatnonzero(self.own) if some else np.arange(len(value)) if used else self.guests_only
+        rows = np.flatnonzero(self.own) if some else np.arange(len(value))
         return undominated(self.bytes[rows], value[rows], (rows,))
 
 

@@ -174,7 +174,7 @@ def test_thin_lists_hold_at_most_so_many_points(monkeypatch: pytest.MonkeyPatch)
     problem = random_problem(rng, shape=(1, 0, 6, 2))
     grids = next(iter(contents_module._levels(problem, 0))).grids
     prices = random_prices(rng, problem, 100)
-    merged_points = merged([grid.points(prices, True) for grid in grids], problem.usable[0])
+    merged_points = merged([grid.points(prices) for grid in grids], problem.usable[0])
     assert len(merged_points.bytes) <= 5
     assert np.all(np.diff(merged_points.bytes) >= 0)
     assert np.all(np.diff(merged_points.value) > 0)
