@@ -143,8 +143,8 @@ class Portfolio(PlanSearch):
             rounds = math.ceil(rounds / SMALL)
         self._branched(columns, math.ceil(FIRST_ROUNDS * rounds))
         self._by_patterns(columns, deal, FEW_PATTERNS)
-        self._polished(starts[1:], deal)
         self._branched(columns, rounds)
+        self._polished(starts[1:], deal)
         self._by_patterns(columns, deal, MAX_PATTERNS)
 
     def _branched(self, columns: ColumnSearch, rounds: int) -> None:
