@@ -227,10 +227,10 @@ class _Level:
 
     def _best(self, prices: Prices, visits: int) -> tuple[int, Contents]:
         grids = self.grids if visits else self.grids_of_guests
-        lists = [grid.points(prices) for grid in grids]
+        lists = [grid.extremes(prices) if self.ample else grid.points(prices) for grid in grids]
         if visits and prices.used + prices.visit * visits + prices.first + prices.last > 0:
             # Only a card that does have attention is used: one grid or the other has some.
-            some = [grid.points(prices, some=True) for grid in grids]
+            some = [(grid.extremes if self.ample else grid.points)(prices, some=True) for grid in grids]
             mixed = [[*lists[:k], points, *lists[k + 1 :]] for k, points in enumerate(some) if len(points.bytes)]
         else:
             mixed = [lists]
@@ -244,8 +244,6 @@ class _Level:
 
     def _of(self, lists: list[Points], prices: Prices, visits: int) -> tuple[int, Contents] | None:
         """The best of one point of each list; None if none of them fit together."""
-        if self.ample:
-            lists = [most_valuable(points) for points in lists]
         half = (len(lists) + 1) // 2
         left, right = merged(lists[:half], self.room), merged(lists[half:], self.room)
         best, where, ends = None, (0, 0), (0, 0)
@@ -315,6 +313,23 @@ class _Grid:
         self.experts: Integers = grid[-1, order]
         self.own: Integers = own[order]
         self.local: Integers = np.minimum(self.own, self.experts)
+        all_or_none = (self.attention == 0) | (self.attention == np.array(most)[:, None])
+        beside = (self.experts == 0) | (self.experts == self.own) | (self.experts == most_experts)
+        self._extremes = np.flatnonzero((all_or_none.all(axis=0) | (self.own == 1)) & beside)
+
+    def extremes(self, prices: Prices, some: bool = False) -> Points:
+        """As `points`, where bytes do not matter: without steps what rows earn is linear between these few."""
+        if prices.attention_steps or prices.experts_steps:
+            return most_valuable(self.points(prices, some))
+        rows = self._extremes[self.own[self._extremes] > 0] if some else self._extremes
+        value = np.array([prices.attention[c] for c in self.classes]) @ self.attention[:, rows]
+        k = self.kind
+        if k is not None:
+            value = value + prices.sent[k] * self.own[rows] + prices.taken[k] * self.experts[rows]
+            if self.whole or prices.together(k):
+                value = value + (prices.local[k] - prices.sent[k] - prices.taken[k]) * self.local[rows]
+        best = np.array([np.argmax(value)] if len(rows) else [], np.int64)
+        return Points(self.bytes[rows][best], value[best], (rows[best],))
 
     def points(self, prices: Prices, some: bool = False) -> Points:
         """Undominated rows: all, or only those with `some` attention."""

@@ -180,6 +180,20 @@ def test_thin_lists_hold_at_most_so_many_points(monkeypatch: pytest.MonkeyPatch)
     assert np.all(np.diff(merged_points.value) > 0)
 
 
+@pytest.mark.parametrize("batch", range(4))
+def test_with_room_for_everything_all_or_nothing_is_best(batch: int) -> None:
+    rng = random.Random(3_200 + batch)
+    for _ in range(25):
+        problem = random_problem(rng, shape=rng.choice(((1, 0, 4, 2), (1, 0, 3, 3), (1, 0, 4, 3))))
+        problem = replace(problem, usable=tuple(10**7 for _ in problem.usable))
+        d, visits = rng.randrange(len(problem.devices)), rng.randint(1, 3)
+        prices = random_prices(rng, problem, rng.choice((2, 9, 100)))
+        knapsack = Knapsack(problem, d)
+        assert knapsack._levels[-1].ample
+        for some in (prices, replace(prices, attention_steps=(), experts_steps=())):
+            assert knapsack.best(some, visits)[0] == most_earned(problem, d, some, visits)
+
+
 # ---- windows ----
 
 
