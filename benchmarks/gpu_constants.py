@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from itertools import cycle
 from statistics import median
 from typing import Any
@@ -42,10 +43,8 @@ def launches(bench: Bench) -> Table:
 
     All steps are done three times over the same KV lengths, the last time counts: the first also sets up kernels.
     """
-    for device, where, kernel in (
-        (bench.device, "gpu", "batched_mm"),
-        (CPU, "cpu", "grouped_mm"),
-    ):  # as generate() does
+    # With the kernels that generate() takes.
+    for device, where, kernel in ((bench.device, "gpu", "batched_mm"), (CPU, "cpu", "grouped_mm")):
         for kind, shape in (("Qwen3Moe", QWEN), ("DeepseekV2", SHORT)):
             by_layers = []
             for layers in (3, 11):
@@ -82,16 +81,16 @@ def first_lengths(bench: Bench) -> Table:
         query = torch.randn(1, 16, 1, 128, device=bench.device, dtype=torch.bfloat16)
         keys = torch.randn(1, 16, start + STEPS, 128, device=bench.device, dtype=torch.bfloat16)
         views = [keys[:, :, : start + i] for i in range(STEPS)]
-
-        def run() -> None:
-            with torch.inference_mode(), sdpa_kernel(backends):  # noqa: B023
-                for view in views:  # noqa: B023
-                    scaled_dot_product_attention(query, view, view)  # noqa: B023
-
         scaled_dot_product_attention(query, keys, keys)
-        times = bench.times(run, most_s=0.0, warm_up=0)
+        times = bench.times(partial(attend, backends, query, views), most_s=0.0, warm_up=0)
         cells = {"kernel": name, "first us": times[0] / STEPS * 1e6, "again us": times[-1] / STEPS * 1e6}
         yield "Attention of one token, by KV length", cells
+
+
+def attend(backends: list[SDPBackend], query: torch.Tensor, views: list[torch.Tensor]) -> None:
+    with torch.inference_mode(), sdpa_kernel(backends):
+        for view in views:
+            scaled_dot_product_attention(query, view, view)
 
 
 def copies(bench: Bench) -> Table:
@@ -99,8 +98,8 @@ def copies(bench: Bench) -> Table:
     host = torch.ones(size, dtype=torch.uint8)
     there = host.to(bench.device)
     for name, memory in (("pinned", host.pin_memory() if bench.real else host.clone()), ("pageable", host)):
-        to = size / bench.seconds(lambda: there.copy_(memory, non_blocking=True))  # noqa: B023
-        back = size / bench.seconds(lambda: memory.copy_(there, non_blocking=True))  # noqa: B023
+        to = size / bench.seconds(partial(there.copy_, memory, non_blocking=True))
+        back = size / bench.seconds(partial(memory.copy_, there, non_blocking=True))
         yield against(f"256 MiB to the GPU, {name}", "GB/s", to / GB, rate / GB)
         yield against(f"256 MiB to RAM, {name}", "GB/s", back / GB, rate / GB)
 
@@ -110,22 +109,8 @@ def hops(bench: Bench) -> Table:
     link = bench.listed().links[0]
     for tokens in (1, 16, 512):
         state = torch.randn(tokens, LITE["hidden_size"], device=bench.device).bfloat16()
-        choice, weight = torch.zeros(tokens, 6, dtype=torch.long), torch.rand(tokens, 6)
-        given = [state, choice.to(bench.device), weight.to(bench.device)]
-        buffer, back = torch.empty_like(state, device="cpu", pin_memory=bench.real), torch.empty_like(state)
-
-        def pinned() -> None:
-            buffer.copy_(state, non_blocking=True)  # noqa: B023
-            bench.wait()
-            back.copy_(buffer, non_blocking=True)  # noqa: B023
-
-        times = {
-            "pageable": lambda: state.to(CPU).to(bench.device),  # noqa: B023
-            "pinned": pinned,
-            "with indices and router weights, as apply does": lambda: moved(moved(given, CPU)[0], bench.device),  # noqa: B023
-        }
         two = 2 * (link.latency_s + state.numel() * state.element_size() / link.bandwidth_bytes_per_s)
-        for name, run in times.items():
+        for name, run in ways_to_hop(bench, state).items():
             assumed = two + (SYNC_S["cpu"] if "apply" in name else 0.0)
             yield against(
                 f"{tokens} hidden states to RAM and back, {name}", "us", bench.seconds(run) * 1e6, assumed * 1e6
@@ -138,6 +123,23 @@ def hops(bench: Bench) -> Table:
             done.synchronize()
 
     yield against("sync on a gpu: an event, waited for", "us", bench.seconds(event) * 1e6, SYNC_S["gpu"] * 1e6)
+
+
+def ways_to_hop(bench: Bench, state: torch.Tensor) -> dict[str, Callable[[], object]]:
+    choice, weight = torch.zeros(len(state), 6, dtype=torch.long), torch.rand(len(state), 6)
+    given = [state, choice.to(bench.device), weight.to(bench.device)]
+    buffer, back = torch.empty_like(state, device="cpu", pin_memory=bench.real), torch.empty_like(state)
+
+    def pinned() -> None:
+        buffer.copy_(state, non_blocking=True)
+        bench.wait()
+        back.copy_(buffer, non_blocking=True)
+
+    return {
+        "pageable": lambda: state.to(CPU).to(bench.device),
+        "pinned": pinned,
+        "with indices and router weights, as apply does": lambda: moved(moved(given, CPU)[0], bench.device),
+    }
 
 
 def one_layer(bench: Bench) -> tuple[Any, ModelProfile]:
@@ -203,46 +205,49 @@ def overlap(bench: Bench) -> Table:
     """
     (here, _), (there, _) = one_layer(bench), one_layer(bench)
     there.to(CPU)
-    half, active = here.num_experts // 2, here.config.num_experts_per_tok // 2
     here.config._experts_implementation = there.config._experts_implementation = "grouped_mm"
     for own_tokens, far_tokens in ((1, 1), (16, 16), (512, 512), (131072 if bench.real else 512, 256)):
-        on_gpu = calls(here, bench.device, own_tokens, experts=range(half), active=active)
-        state = torch.randn(far_tokens, here.config.hidden_size, device=bench.device).bfloat16()
-        weight = torch.rand(far_tokens, active, device=bench.device)
-        turns = cycle([routed(range(half, 2 * half), far_tokens, active, bench.device) for _ in range(12)])
+        yield "One layer's experts, half on each side", both_sides(bench, here, there, own_tokens, far_tokens)
 
-        def sent() -> list[torch.Tensor]:
-            tensors: list[torch.Tensor] = moved([state, next(turns), weight], CPU)  # noqa: B023
-            return tensors
 
-        def on_cpu(inputs: list[torch.Tensor] | None = None) -> torch.Tensor:
-            with torch.inference_mode():
-                out: torch.Tensor = there(*(inputs or sent())).to(bench.device)
-            return out
+def both_sides(bench: Bench, here: Any, there: Any, own_tokens: int, far_tokens: int) -> dict[str, Any]:
+    """Experts on the GPU and on the CPU: each alone, and both, in either order."""
+    half, active = here.num_experts // 2, here.config.num_experts_per_tok // 2
+    on_gpu = calls(here, bench.device, own_tokens, experts=range(half), active=active)
+    state = torch.randn(far_tokens, here.config.hidden_size, device=bench.device).bfloat16()
+    weight = torch.rand(far_tokens, active, device=bench.device)
+    turns = cycle([routed(range(half, 2 * half), far_tokens, active, bench.device) for _ in range(12)])
 
-        def gpu_first() -> None:
-            on_gpu()[:1].add(on_cpu()[:1])  # noqa: B023
+    def sent() -> list[torch.Tensor]:
+        tensors: list[torch.Tensor] = moved([state, next(turns), weight], CPU)
+        return tensors
 
-        def sent_first() -> None:
-            inputs = sent()
-            on_gpu()[:1].add(on_cpu(inputs)[:1])  # noqa: B023
+    def on_cpu(inputs: list[torch.Tensor] | None = None) -> torch.Tensor:
+        with torch.inference_mode():
+            out: torch.Tensor = there(*(inputs or sent())).to(bench.device)
+        return out
 
-        def launched() -> float:
-            bench.wait()
-            begin = time.perf_counter()
-            on_gpu()  # noqa: B023
-            return time.perf_counter() - begin
+    def gpu_first() -> None:
+        on_gpu()[:1].add(on_cpu()[:1])
 
-        runs = (on_gpu, on_cpu, gpu_first, sent_first)
-        # In turns, because the CPU is not steady.
-        rounds = [[bench.times(run, most_s=0.0, least=1, warm_up=0)[0] for run in runs] for _ in range(ROUNDS)]
-        gpu, cpu, late, early = (
-            median(times) for times in zip(*rounds, strict=True)
-        )  # in turns: the CPU is not steady
-        yield "One layer's experts, half on each side", {
-            "tokens, GPU": own_tokens, "tokens, CPU": far_tokens, "GPU alone ms": gpu * 1e3,
-            "of which launching": median(launched() for _ in range(9)) * 1e3, "CPU alone ms": cpu * 1e3,
-            "max": max(gpu, cpu) * 1e3, "sum": (gpu + cpu) * 1e3,
-            "GPU first": late * 1e3, "overlap": (gpu + cpu - late) / min(gpu, cpu),
-            "sent first": early * 1e3, "overlap then": (gpu + cpu - early) / min(gpu, cpu),
-        }  # fmt: skip
+    def sent_first() -> None:
+        inputs = sent()
+        on_gpu()[:1].add(on_cpu(inputs)[:1])
+
+    def launched() -> float:
+        bench.wait()
+        begin = time.perf_counter()
+        on_gpu()
+        return time.perf_counter() - begin
+
+    runs = (on_gpu, on_cpu, gpu_first, sent_first)
+    # In turns, because the CPU is not steady.
+    rounds = [[bench.times(run, most_s=0.0, least=1, warm_up=0)[0] for run in runs] for _ in range(ROUNDS)]
+    gpu, cpu, late, early = (median(times) for times in zip(*rounds, strict=True))
+    return {
+        "tokens, GPU": own_tokens, "tokens, CPU": far_tokens, "GPU alone ms": gpu * 1e3,
+        "of which launching": median(launched() for _ in range(9)) * 1e3, "CPU alone ms": cpu * 1e3,
+        "max": max(gpu, cpu) * 1e3, "sum": (gpu + cpu) * 1e3,
+        "GPU first": late * 1e3, "overlap": (gpu + cpu - late) / min(gpu, cpu),
+        "sent first": early * 1e3, "overlap then": (gpu + cpu - early) / min(gpu, cpu),
+    }  # fmt: skip

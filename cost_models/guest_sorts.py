@@ -7,6 +7,7 @@ matter: so rows are made as they are asked for.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -75,7 +76,7 @@ class _AtMeans:
         return np.asarray(np.maximum(guests, max(self.step.own[e], self.step.cpu[n])))
 
 
-class _Levels:
+class _Levels(ABC):
     """Steps whose slowest part is within a level if all parts are: `_part(times)[n]` says for each level in how many
     ways, or how likely, n experts are."""
 
@@ -91,11 +92,14 @@ class _Levels:
     def _most(self) -> int:
         return self.count
 
-    def _part(self, times: Floats) -> Floats:
-        raise NotImplementedError
+    @abstractmethod
+    def _part(self, times: Floats) -> Floats: ...
 
-    def _times(self, one: Floats, other: Floats) -> Floats:
-        raise NotImplementedError
+    @abstractmethod
+    def _times(self, one: Floats, other: Floats) -> Floats: ...
+
+    @abstractmethod
+    def row(self, e: int, n: int) -> Floats: ...
 
     def _spread(self, part: Floats, bins: int) -> Floats:
         """The same for 0, 1, … experts that are spread evenly over `bins`."""

@@ -78,11 +78,13 @@ class _Node:
     branch: Row | None = None
     value: float = 0.0
 
-    def parts(self, most: int) -> tuple[Ranges, Ranges]:
+    def parts(self, most: int) -> list[Ranges]:
+        """With fewer and with more of the number to branch on, of which there are at most `most`."""
         assert self.branch is not None
         low, high = self.ranges.get(self.branch, (0, most))
         floor = math.floor(self.value)
-        return {**self.ranges, self.branch: (low, floor)}, {**self.ranges, self.branch: (floor + 1, high)}
+        sides = [(low, min(floor, high)), (floor + 1, high)]
+        return [{**self.ranges, self.branch: (least, up)} for least, up in sides if least <= up]
 
 
 def _is_broken(value: float) -> bool:
@@ -99,11 +101,9 @@ class ColumnSearch:
         windows = Windows(problem)
         self._knapsacks = {g: dict(self._with_buffers(g, windows)) for g in self.network.groups}
         self._master = _Master(self.network)
-        self._root: _Node | None = None
         self._heap: list[tuple[int, int, _Node]] = []
         self._order = count()
-        self._at: Ranges = {}
-        self.first = self._last = Priced({}, {}, 0)
+        self.first = Priced({}, {}, 0)
 
     def _with_buffers(self, g: int, windows: Windows) -> Iterator[tuple[int, Knapsack | InterleavedKnapsack]]:
         """The knapsack of a card of group g beside a buffer of each size."""
@@ -131,7 +131,6 @@ class ColumnSearch:
                 self._master.add(g, contents)
         self._warm_up(deadline, WARM_UP)
         self._put(self._solve({}, 0, enough, deadline))
-        self.first = self._last
         return self.bound
 
     def dive(self, deadline: float) -> list[tuple[int, Contents]]:
@@ -216,10 +215,12 @@ class ColumnSearch:
             best = {g: self._best(duals, g) for g in self._knapsacks}
             earned = {g: value for g, (value, _) in best.items()}
             here = _lagrangian(self.network, duals, earned, ranges)
-            if here >= self._last.bound or ranges != self._at:
-                self._last, self._at = Priced(duals, earned, here), ranges
+            if not ranges and here >= self.first.bound:
+                self.first = Priced(duals, earned, here)
             bound = max(bound, here)
-            if bound >= enough or at - bound < 1e-6 * at:
+            if bound >= enough:
+                return _Node(bound, ranges)
+            if at - bound < 1e-6 * at:
                 break
             fresh = [
                 master.add(g, contents)
@@ -228,8 +229,6 @@ class ColumnSearch:
             ]
             if not any(fresh):
                 break
-        if bound >= enough:
-            return _Node(bound, ranges)
         return _Node(bound, ranges, *self._broken(values))
 
     def _broken(self, values: Mapping[Row, float]) -> tuple[Row | None, float]:

@@ -60,13 +60,11 @@ class LayerClass:
 
 @dataclass(frozen=True)
 class ExpertKind:
-    """Experts that cost the same, those of layers of `classes`, `number` in all: only their attention differs.
-    `staging`: bytes of the buffer that a GPU may have to keep for them."""
+    """Experts that cost the same, those of layers of `classes`, `number` in all: only their attention differs."""
 
     experts: ExpertsCosts
     classes: tuple[int, ...]
     number: int
-    staging: int
 
 
 @dataclass(frozen=True)
@@ -127,12 +125,7 @@ class Problem:
             else:
                 many.append(c)
         return tuple(
-            ExpertKind(
-                experts,
-                tuple(many),
-                sum(self.class_sizes[c] for c in many),
-                self.staging[many[0]] if self.staging else 0,
-            )
+            ExpertKind(experts, tuple(many), sum(self.class_sizes[c] for c in many))
             for many in together
             if (experts := self.classes[many[0]].experts) is not None
         )
@@ -167,7 +160,7 @@ class Problem:
 
     def kind_buffer(self, k: int, a: int) -> int:
         """Bytes of the buffer that device a keeps if it has attention whose experts, of kind k, are on the CPU."""
-        return self.expert_kinds[k].staging if a != self.cpu else 0
+        return self.buffer(self.expert_kinds[k].classes[0], a, self.cpu)
 
     def buffer(self, c: int, a: int, d: int | None) -> int:
         """Bytes of the buffer that device a keeps if it has attention of class c whose experts are on d."""

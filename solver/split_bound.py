@@ -75,7 +75,9 @@ class _Search:
                 break
             heapq.heappop(open_)
             for i, side in enumerate(branch):
-                if self._possible(side) and (child := self._solve(side, found.seconds)) is not None:
+                if self._possible(side):
+                    # Where GLOP fails, what is known of the wider range still holds.
+                    child = self._solve(side, found.seconds) or found
                     heapq.heappush(open_, (child.seconds, serial + i, child, side))
             if not open_:
                 return None

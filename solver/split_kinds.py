@@ -129,6 +129,17 @@ def alike_experts(problem: Problem, costs: CostModel) -> list[int]:
     return [found.index(experts) for experts in found]
 
 
+def hits_s(problem: Problem, costs: CostModel, c: int, a: int, d: int, step: Step) -> Floats:
+    """Seconds of 0, 1, … hits on device d for attention of class c on a; where they are taken at their means, of as
+    many experts."""
+    layer, tokens, names = problem.layer_class.index(c), step.tokens * costs.workload.batch_size, problem.devices
+    experts = costs.layer(layer).experts
+    assert experts is not None
+    hit = touch_probabilities(experts, tokens)[0] if tokens >= MEANS_FROM_TOKENS else 1.0
+    hits = (n * hit for n in range((experts.active if tokens == 1 else experts.count) + 1))
+    return np.array(costs.hits_s(layer, names[a], names[d], hits, step))
+
+
 class SplitTables:
     """Seconds and bytes of all classes of a problem, by class and group of equal devices. Other GPUs are taken as one
     sort, as fast as the fastest and as near as the nearest, or as two."""
@@ -207,13 +218,7 @@ class SplitTables:
         return self.costs.layer(self.layer_of(c)).experts
 
     def _hits(self, c: int, a: int, d: int, step: Step) -> Floats:
-        """Seconds of 0, 1, … hits on device d for attention on a; at their means, of as many experts."""
-        experts, tokens = self._experts(c), step.tokens * self.costs.workload.batch_size
-        assert experts is not None
-        hit = touch_probabilities(experts, tokens)[0] if tokens >= MEANS_FROM_TOKENS else 1.0
-        names = self.problem.devices
-        hits = (n * hit for n in range((experts.active if tokens == 1 else experts.count) + 1))
-        return np.array(self.costs.hits_s(self.layer_of(c), names[a], names[d], hits, step))
+        return hits_s(self.problem, self.costs, c, a, d, step)
 
     def _sort_rows(self, c: int, g: int) -> SortRows | None:
         """Splits over both sorts; groups that see the same share them."""

@@ -98,9 +98,15 @@ class Planner:
             for d in self.gpus:
                 used[d] += here[d] * self._one(i)
             here[walk.attention[i]] += e
-            here[self.cpu] += self._count(i) - sum(here)
-            counts[i] = tuple(here)
-        plan = SplitPlan(walk, counts)
+            counts[i] = self._with_rest(i, here)
+        return self._finished(SplitPlan(walk, counts), chosen)
+
+    def _with_rest(self, i: int, here: list[int]) -> Counts:
+        """Layer i with the experts that are nowhere yet on the CPU."""
+        here[self.cpu] += self._count(i) - sum(here)
+        return tuple(here)
+
+    def _finished(self, plan: SplitPlan, chosen: Mapping[int, Split]) -> SplitPlan:
         self._settle(plan, chosen)
         self.mend(plan)
         return plan
@@ -142,12 +148,8 @@ class Planner:
             for d in self.gpus:
                 served[d] -= d != a
             here[a] += e
-            here[self.cpu] += self._count(i) - sum(here)
-            counts[i] = tuple(here)
-        plan = SplitPlan(walk, counts)
-        self._settle(plan, chosen)
-        self.mend(plan)
-        return plan
+            counts[i] = self._with_rest(i, here)
+        return self._finished(SplitPlan(walk, counts), chosen)
 
     def _one_by_one(
         self, i: int, cards: list[int], amount: int, share: Mapping[int, float], here: list[int], rooms: list[int]

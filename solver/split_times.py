@@ -8,12 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cost_models import CostModel, Step
-from cost_models.experts import touch_probabilities
 from cost_models.slowest import SlowestPart
-from cost_models.splits import MEANS_FROM_TOKENS
 from profiles.model import Experts
 from solver.problem import Problem
-from solver.split_kinds import alike_experts
+from solver.split_kinds import alike_experts, hits_s
 
 Counts = tuple[int, ...]
 """Experts of a layer on each device of the problem."""
@@ -98,13 +96,9 @@ class SplitTimes:
         return self._slowest[key]
 
     def _hits_s(self, c: int, a: int, step: Step) -> list[NDArray[np.float64]]:
-        """For each device the seconds of 0, 1, … hits; where hits are taken at their means, of as many experts."""
-        experts, tokens = self.experts(c), step.tokens * self.costs.workload.batch_size
-        hit = touch_probabilities(experts, tokens)[0] if tokens >= MEANS_FROM_TOKENS else 1.0
-        most = experts.active if tokens == 1 else experts.count
-        names, layer, found = self.problem.devices, self._layer[c], dict[tuple[int, bool], NDArray[np.float64]]()
+        """For each device what hits take there: twins share an array."""
+        found: dict[tuple[int, bool], NDArray[np.float64]] = {}
         for d, twin in enumerate(self.problem.twins):
             if (twin, d == a) not in found:
-                hits = (n * hit for n in range(most + 1))
-                found[twin, d == a] = np.array(self.costs.hits_s(layer, names[a], names[d], hits, step))
+                found[twin, d == a] = hits_s(self.problem, self.costs, c, a, d, step)
         return [found[twin, d == a] for d, twin in enumerate(self.problem.twins)]

@@ -270,7 +270,8 @@ def test_parts_share_nothing_and_leave_nothing_out(value: float) -> None:
     fewer, more = _Node(7, {name: (0, 5), ("away", 0): (1, 2)}, name, value).parts(9)
     assert (fewer[name], more[name]) == ((0, int(value)), (int(value) + 1, 5))
     assert fewer["away", 0] == more["away", 0] == (1, 2)
-    assert _Node(7, {}, name, value).parts(9) == ({name: (0, int(value))}, {name: (int(value) + 1, 9)})
+    assert _Node(7, {}, name, value).parts(9) == [{name: (0, int(value))}, {name: (int(value) + 1, 9)}]
+    assert _Node(7, {}, name, value).parts(int(value)) == [{name: (0, int(value))}]
 
 
 # ---- contents of single cards ----

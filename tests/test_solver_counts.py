@@ -145,11 +145,13 @@ def test_equal_experts_are_of_one_kind(monkeypatch: pytest.MonkeyPatch) -> None:
     """But not where a GPU keeps other buffers for them, nor where attentions could be combined in too many ways."""
     problem = problem_of(windowed())
     (kind,) = problem.expert_kinds
-    assert (kind.experts, kind.classes, kind.number, kind.staging) == (problem.classes[0].experts, (0, 1), 4, 0)
+    assert (kind.experts, kind.classes, kind.number) == (problem.classes[0].experts, (0, 1), 4)
     assert problem.by_kind((2, 1)) == (3,)
-    assert [one.staging for one in replace(problem, staging=(7, 7)).expert_kinds] == [7]
-    apart = replace(problem, staging=(7, 8)).expert_kinds
-    assert [(one.classes, one.number, one.staging) for one in apart] == [((0,), 3, 7), ((1,), 1, 8)]
+    staged = replace(problem, staging=(7, 7))
+    assert (len(staged.expert_kinds), staged.kind_buffer(0, 0), staged.kind_buffer(0, staged.cpu)) == (1, 7, 0)
+    apart = replace(problem, staging=(7, 8))
+    assert [(one.classes, one.number) for one in apart.expert_kinds] == [((0,), 3), ((1,), 1)]
+    assert [apart.kind_buffer(k, 0) for k in (0, 1)] == [7, 8]
     for most, n_kinds in ((4 * 2, 1), (4 * 2 - 1, 2)):
         monkeypatch.setattr("solver.problem.MOST_TOGETHER", most)
         assert len(replace(problem).expert_kinds) == n_kinds

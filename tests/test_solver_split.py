@@ -161,6 +161,18 @@ def test_no_split_beats_the_bound_and_plans_are_attainable(seed: int) -> None:
     assert evaluate(plan, instance.profile, instance.hardware).feasible
 
 
+def random_split(rng: random.Random, instance: Instance, names: list[str]) -> Placement:
+    layers = []
+    for layer in instance.profile.layers:
+        experts: dict[str, Any] = {}
+        if layer.experts is not None:
+            some = rng.sample(names, rng.randint(1, len(names)))
+            where = [rng.choice(some) for _ in range(layer.experts.count)]
+            experts = {d: tuple(i for i, w in enumerate(where) if w == d) for d in sorted(set(where))}
+        layers.append(LayerPlacement(attention=rng.choice(names), experts=experts))
+    return Placement(embedding=rng.choice(names), head=rng.choice(names), layers=layers)
+
+
 @pytest.mark.parametrize("seed", range(12))
 def test_random_splits_stay_above_the_bound_on_larger_machines(seed: int) -> None:
     rng = random.Random(300 + seed)
@@ -174,16 +186,7 @@ def test_random_splits_stay_above_the_bound_on_larger_machines(seed: int) -> Non
     assert bound is not None
     names = list(problem.devices)
     for _ in range(60):
-        layers = []
-        for layer in instance.profile.layers:
-            experts: dict[str, Any] = {}
-            if layer.experts is not None:
-                few = rng.sample(names, rng.randint(1, len(names)))
-                where = [rng.choice(few) for _ in range(layer.experts.count)]
-                experts = {d: tuple(i for i, w in enumerate(where) if w == d) for d in sorted(set(where))}
-            layers.append(LayerPlacement(attention=rng.choice(names), experts=experts))
-        plan = Placement(embedding=rng.choice(names), head=rng.choice(names), layers=layers)
-        found = judge(plan, costs)
+        found = judge(random_split(rng, instance, names), costs)
         assert not found.feasible or bound.seconds <= found.objective_s
 
 

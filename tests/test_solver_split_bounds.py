@@ -10,14 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from strategies import Instance, random_hardware, random_instance
-from test_solver_split import best_of_all, costs_of, few_experts, sizes_over
+from strategies import random_hardware, random_instance
+from test_solver_split import best_of_all, costs_of, few_experts, random_split, sizes_over
 
 from cost_models import CostModel, Step
 from cost_models.experts import touch_probabilities
 from cost_models.guest_sorts import SortRows, StepHits
-from profiles import Experts, Placement, Workload, load_hardware, load_profile
-from profiles.placement import LayerPlacement
+from profiles import Experts, Workload, load_hardware, load_profile
 from solver.card_groups import CardGroups
 from solver.evaluate import judge
 from solver.problem import Problem, build_problem, objective_steps
@@ -107,18 +106,6 @@ def all_bounds(costs: CostModel) -> list[float]:
     return found
 
 
-def random_plan(rng: random.Random, instance: Instance, names: list[str]) -> Placement:
-    layers = []
-    for layer in instance.profile.layers:
-        experts: dict[str, Any] = {}
-        if layer.experts is not None:
-            some = rng.sample(names, rng.randint(1, len(names)))
-            where = [rng.choice(some) for _ in range(layer.experts.count)]
-            experts = {d: tuple(i for i, w in enumerate(where) if w == d) for d in sorted(set(where))}
-        layers.append(LayerPlacement(attention=rng.choice(names), experts=experts))
-    return Placement(embedding=rng.choice(names), head=rng.choice(names), layers=layers)
-
-
 @pytest.mark.parametrize("seed", range(16))
 def test_random_splits_stay_above_every_bound(seed: int) -> None:
     rng = random.Random(700 + seed)
@@ -128,7 +115,7 @@ def test_random_splits_stay_above_every_bound(seed: int) -> None:
     costs = costs_of(instance)
     bounds = all_bounds(costs)
     for _ in range(150):
-        found = judge(random_plan(rng, instance, list(costs.device)), costs)
+        found = judge(random_split(rng, instance, list(costs.device)), costs)
         assert not found.feasible or max(bounds) <= found.objective_s
 
 
