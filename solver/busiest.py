@@ -1,8 +1,8 @@
 """The model for throughput: how many attentions and experts each device holds, so that the busiest has least to do.
 
 Hops and hand-overs are nobody's work, so neither the order of layers nor which experts belong to which attention
-matters: numbers by class and device say everything, and the model is exact. Interchangeable devices are ordered by
-their work.
+matters: numbers by class and device say everything, and the model is exact. Where devices have an order, layers are cut
+where the token goes on to later ones. Interchangeable devices are ordered by their work.
 """
 
 from __future__ import annotations
@@ -24,8 +24,7 @@ Numbers = dict[tuple[int, int], cp_model.IntVar]
 def solve_busiest(problem: Problem, limits: Limits, *, floor: int = 0, ceiling: int | None = None) -> Outcome:
     """The best numbers, a plan that has them, and a bound in ticks over all placements; `infeasible` is a proof.
 
-    `floor` is a known bound; nothing above `ceiling` is of interest. Where the devices have an order (`problem.rank`)
-    the plan may break it; the bound holds all the same.
+    `floor` is a known bound; nothing above `ceiling` is of interest.
     """
     cp, devices = cp_model.CpModel(), range(len(problem.devices))
     attention: Numbers = {}
@@ -37,6 +36,7 @@ def solve_busiest(problem: Problem, limits: Limits, *, floor: int = 0, ceiling: 
             for d in devices if problem.whole_layers else ():
                 cp.add(experts[c, d] == attention[c, d])
     ends = [_one_of(cp, block) for block in (problem.embedding, problem.head)]
+    _keep_order(problem, cp, attention, ends[1])
     busiest = cp.new_int_var(floor, _most(problem) if ceiling is None else max(floor, ceiling), "busiest")
     busy = []
     for d in devices:
@@ -63,6 +63,32 @@ def _numbers(cp: cp_model.CpModel, numbers: Numbers, c: int, n: int, allowed: tu
     for d, may in enumerate(allowed):
         numbers[c, d] = cp.new_int_var(0, n * may, "")
     cp.add(sum(numbers[c, d] for d in range(len(allowed))) == n)
+
+
+def _keep_order(problem: Problem, cp: cp_model.CpModel, attention: Numbers, head: list[cp_model.IntVar]) -> None:
+    """Between two cuts of the layers are those on devices of one rank; where `head_in_order`, the head is on none that
+    comes before the last layer's."""
+    if problem.rank is None:
+        return
+    n_layers = len(problem.layer_class)
+    so_far = [
+        [sum(k == c for k in problem.layer_class[:i]) for i in range(n_layers + 1)] for c in range(len(problem.classes))
+    ]
+    before = cp.new_constant(0)
+    done: list[cp_model.IntVar] = [cp.new_constant(0) for _ in problem.classes]
+    for rank in sorted(set(problem.rank)):
+        here = [d for d, r in enumerate(problem.rank) if r == rank]
+        cut = cp.new_int_var(0, n_layers, "")
+        cp.add(cut >= before)
+        for c, n in enumerate(problem.class_sizes):
+            until = cp.new_int_var(0, n, "")
+            cp.add_element(cut, so_far[c], until)
+            cp.add(sum(attention[c, d] for d in here) == until - done[c])
+            done[c] = until
+        if problem.head_in_order:
+            cp.add(cut >= n_layers * sum(head[d] for d in here))
+        before = cut
+    cp.add(before == n_layers)
 
 
 def _one_of(cp: cp_model.CpModel, block: BlockCosts) -> list[cp_model.IntVar]:

@@ -90,12 +90,12 @@ class Portfolio(PlanSearch):
             self._arranged(counts)
 
     def _by_busiest(self) -> None:
-        """The exact model for the bottleneck; contiguous slices where its plan breaks the order of the devices."""
+        """The exact model for the bottleneck; contiguous slices where its plan leaves no room for a target's buffer."""
         ceiling = None if self.incumbent is None else self.incumbent.ticks(self.problem)
         found = solve_busiest(self.problem, self._limits(), floor=self.bound, ceiling=ceiling)
         self._raise_bound(found.status, found.bound)
         self._offer(found.assignment)
-        if not self.closed and self.problem.rank is not None:
+        if not self.closed and self.problem.staging:
             slices = solve_slices(self.problem, self._limits(), floor=self.bound, hint=self.incumbent)
             if self.problem.one_run:
                 self._raise_bound(slices.status, slices.bound)
