@@ -14,8 +14,6 @@ from solver.deviations import reserve
 from solver.problem import ExpertsCosts, Problem
 from solver.walk import Walk
 
-MOST_NEAR = 3
-"""So many experts may a card without a buffer for those on the CPU leave to other cards."""
 WINDOW = 40
 """How far below the most that fit the numbers of one kind are tried where there are two; of more kinds, less."""
 
@@ -82,14 +80,21 @@ class Deal:
             counts.setdefault(d, [0] * len(self._prefix))
         held = {d: (tuple(here), (embedding == d) + 2 * (head == d)) for d, here in counts.items()}
         if self.problem.whole_layers or not self.experts:
-            return self._dealt(held, False, 0)
-        most_near = (0, MOST_NEAR) if self.problem.staging else (0,)
-        return min(self._dealt(held, inviting, near) for inviting in (False, True) for near in most_near)
+            return self._dealt(held, False, frozenset())
+        return min(self._dealt(held, inviting, near) for inviting in (False, True) for near in self._nears(held))
 
-    def _dealt(self, held: dict[int, tuple[tuple[int, ...], int]], inviting: bool, most_near: int) -> int:
-        hands = {d: self._hand(d, counts, ends, most_near, None) for d, (counts, ends) in held.items()}
+    def _nears(self, held: dict[int, tuple[tuple[int, ...], int]]) -> list[frozenset[int]]:
+        """Cards without a buffer for experts on the CPU, which is worth a lot where one card alone needs it."""
+        if not self.problem.staging:
+            return [frozenset()]
+        short = {d for d, (counts, ends) in held.items() if any(self._hand(d, counts, ends, False, None).left)}
+        short.discard(self.cpu)
+        return [frozenset(), *dict.fromkeys(frozenset(short - {d}) for d in (None, *sorted(short)))]
+
+    def _dealt(self, held: dict[int, tuple[tuple[int, ...], int]], inviting: bool, near: frozenset[int]) -> int:
+        hands = {d: self._hand(d, counts, ends, d in near, None) for d, (counts, ends) in held.items()}
         if inviting:
-            hands = self._with_guests(held, hands, most_near)
+            hands = self._with_guests(held, hands, near)
         total = short = 0
         rooms: dict[int, int] = {}
         invited: dict[tuple[int, int], int] = {}
@@ -107,7 +112,7 @@ class Deal:
         return total + short * self._short
 
     def _with_guests(
-        self, held: dict[int, tuple[tuple[int, ...], int]], hands: dict[int, _Hand], most_near: int
+        self, held: dict[int, tuple[tuple[int, ...], int]], hands: dict[int, _Hand], near: frozenset[int]
     ) -> dict[int, _Hand]:
         """Hands that take in what others leave, card by card: those with attention first, then the other GPUs."""
         idle = [d for d in range(len(self.problem.devices)) if d not in held and d != self.cpu]
@@ -119,7 +124,7 @@ class Deal:
             before = hands.get(d)
             kept = [0] * len(supply) if before is None else self._numbers(before, counts)
             limits = tuple(min(n + more, most) for n, more, most in zip(kept, supply, self._most[d], strict=True))
-            found[d] = hand = self._hand(d, counts, ends, most_near, limits)
+            found[d] = hand = self._hand(d, counts, ends, d in near, limits)
             supply = [n + k - m for n, k, m in zip(supply, kept, self._numbers(hand, counts), strict=True)]
         return found
 
@@ -128,18 +133,14 @@ class Deal:
         own = self.problem.by_kind(counts)
         return [a - left + guests for a, left, guests in zip(own, hand.left, hand.invited, strict=True)]
 
-    def _hand(
-        self, d: int, counts: tuple[int, ...], ends: int, most_near: int, limits: tuple[int, ...] | None
-    ) -> _Hand:
+    def _hand(self, d: int, counts: tuple[int, ...], ends: int, near: bool, limits: tuple[int, ...] | None) -> _Hand:
         """The best hand of device d; with `limits` it may have guests, of each kind so many experts in all."""
-        key = (d, counts, ends, most_near, limits)
+        key = (d, counts, ends, near, limits)
         if key not in self._hands:
-            self._hands[key] = self._compute(d, counts, ends, most_near, limits)
+            self._hands[key] = self._compute(d, counts, ends, near, limits)
         return self._hands[key]
 
-    def _compute(
-        self, d: int, counts: tuple[int, ...], ends: int, most_near: int, limits: tuple[int, ...] | None
-    ) -> _Hand:
+    def _compute(self, d: int, counts: tuple[int, ...], ends: int, near: bool, limits: tuple[int, ...] | None) -> _Hand:
         problem = self.problem
         room = problem.usable[d] - reserve(problem, d, bool(ends & 1), bool(ends & 2))
         workspace, ticks, barred = 0, 0, 0
@@ -158,7 +159,7 @@ class Deal:
         workspace = max(workspace, *(x.workspace for x in self.experts if x.allowed[d]), 0, 0)
         room -= workspace
         own = problem.by_kind(counts)
-        held, buffer, near = self._beside_buffer(d, room, own, own if limits is None else limits, most_near)
+        held, buffer = self._beside_buffer(d, room, own, own if limits is None else limits, near)
         room -= buffer
         left, invited = [], []
         for x, a, n in zip(self.experts, own, held, strict=True):
@@ -172,19 +173,16 @@ class Deal:
         return _Hand(ticks, max(0, room), max(0, -room) + barred * 10**12, tuple(left), tuple(invited), near)
 
     def _beside_buffer(
-        self, d: int, room: int, own: Sequence[int], limits: Sequence[int], most_near: int
-    ) -> tuple[tuple[int, ...], int, bool]:
-        """Experts on a card, and the smallest buffer that lets all others with attention here go to the CPU; or none,
-        where the others are at most `most_near` and have to stay near."""
-        for buffer in self._buffers[:-1]:
+        self, d: int, room: int, own: Sequence[int], limits: Sequence[int], near: bool
+    ) -> tuple[tuple[int, ...], int]:
+        """Experts on a card, and the smallest buffer that lets all others with attention here go to the CPU; none where
+        these stay near."""
+        for buffer in self._buffers:
             held = self._packed(d, max(0, room - buffer), own, limits)
-            left = {k: a - n for k, (a, n) in enumerate(zip(own, held, strict=True)) if n < a}
-            if all(self.problem.kind_buffer(k, d) <= buffer for k in left):
-                return held, buffer, False
-            if buffer == 0 and sum(left.values()) <= most_near:
-                return held, 0, True
-        buffer = self._buffers[-1]
-        return self._packed(d, max(0, room - buffer), own, limits), buffer, False
+            left = {k for k, (a, n) in enumerate(zip(own, held, strict=True)) if n < a}
+            if near or all(self.problem.kind_buffer(k, d) <= buffer for k in left):
+                break
+        return held, buffer
 
     def _packed(self, d: int, room: int, own: Sequence[int], limits: Sequence[int]) -> tuple[int, ...]:
         """Experts of each kind, at most `limits`, on a card with `own` attentions of them, those that save most."""

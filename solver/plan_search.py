@@ -92,11 +92,11 @@ class PlanSearch:
 
     @property
     def _enough(self) -> int:
-        """A bound of so many ticks ends the search."""
+        """A bound of so many ticks ends the search: what ticks cannot tell apart is as good."""
         if self.incumbent is None:
             return self.ceiling
         ticks = self.incumbent.ticks(self.problem)
-        return min(self.ceiling, ticks, math.ceil(ticks * (1 - self.limits.relative_gap)) + self.slack)
+        return min(self.ceiling, ticks - self.slack, math.ceil(ticks * (1 - self.limits.relative_gap)) + self.slack)
 
     @property
     def bound_s(self) -> float:
@@ -115,11 +115,11 @@ class PlanSearch:
         return self.problem
 
     def proof(self) -> dict[str, Any]:
-        """status, objective, bound and gap of the best plan as the plan document states them."""
+        """status, objective, bound and gap of the best plan as the plan document states them, to ticks' resolution."""
         assert self.best is not None
         assert self.incumbent is not None
         seconds = self.best.seconds
-        proved = self.incumbent.ticks(self.problem) <= self.bound
+        proved = self.incumbent.ticks(self.problem) <= self.bound + self.slack
         bound_s = seconds if proved else min(seconds, self.bound_s)
         return {
             "status": "optimal" if proved else "feasible",
