@@ -66,11 +66,15 @@ class GpuPart(Noun):
 
 
 class CpuPart(Noun):
-    """One kind of CPU, figures of one socket; `bandwidth_source` says whether that figure is measured or the peak."""
+    """One kind of CPU, figures of one socket; `bandwidth_source` says whether that figure is measured or the peak.
+
+    `chiplets` is on how many dies the cores are, where that is known. No formula uses it.
+    """
 
     name: str
     aliases: tuple[str, ...] = ()
     cores: int
+    chiplets: int | None = None
     isa: tuple[str, ...]
     memory: str
     peak_bytes_per_s: BytesPerSecond

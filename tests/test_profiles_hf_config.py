@@ -306,7 +306,7 @@ def test_latent_attention_expands_its_whole_cache() -> None:
 
 
 def test_presets_answer_to_short_names_and_repositories() -> None:
-    assert len(model_config_presets()) == 22
+    assert len(model_config_presets()) == 25
     for name in model_config_presets():
         config = model_config_preset(name)
         assert config is not None
