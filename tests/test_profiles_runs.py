@@ -216,6 +216,7 @@ BAD_FILES: list[tuple[str, str, str]] = [
     ("x.txt", "", "is no known form of runs"),
     ("x.log", "eval rate:  fast tokens/s", "no answer in it was finished"),
     ("x.log", "eval rate:  1.2.3 tokens/s", "line 1: '1.2.3' is not a number"),
+    ("x.log", "eval count: 1e400 token(s)\neval rate: 5 tokens/s", "line 1: '1e400' is not a number"),
 ]
 
 

@@ -14,6 +14,7 @@ from profiles.errors import ProfileError
 from profiles.gguf.reader import SHARD
 from profiles.run import Run, RunGpu
 
+LARGEST = 1e12
 _QUANT = re.compile(
     r"(?<![a-z0-9])((?:ud-)?(?:i?q[1-9]_[a-z0-9]+(?:_[a-z0-9]+)*|tq[12]_0|mxfp4|bf16|f16|f32|fp8)(?:_moe)?)(?![a-z0-9])",
     re.IGNORECASE,
@@ -36,13 +37,14 @@ def made(fields: Mapping[str, Any], where: str) -> Run:
 
 
 def number(text: str, where: str) -> float:
-    """The number that stands in a log or a table; ProfileError where it is none, or too long to be one."""
+    """The number that stands in a log or a table; ProfileError where it is none, negative, or larger than any there."""
     try:
-        if len(text) > 60:
-            raise ValueError
-        return float(text)
+        found = float(text) if len(text) <= 60 else -1.0
     except ValueError:
-        raise failure(where, f"{short(text)} is not a number; mend it or take the line out") from None
+        found = -1.0
+    if not 0 <= found < LARGEST:
+        raise failure(where, f"{short(text)} is not a number; mend it or take the line out")
+    return found
 
 
 def whole(text: str, where: str) -> int:
