@@ -14,7 +14,7 @@ from gpu_bench import CPU, GB, LITE, NARROW, QWEN, SHORT, Bench, Table, prompt, 
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
-from cost_models.constants import LAUNCH_S, SYNC_S
+from cost_models.engines import engine_of
 from cost_models.experts import distinct_experts
 from cost_models.roofline import roofline_s
 from profiles.model import ModelProfile
@@ -25,6 +25,8 @@ KERNELS = {"cuda:0": {"grouped_mm": 1024, "batched_mm": 16, "eager": 16}, "cpu":
 """Up to how many tokens each kernel of transformers is tried; batched_mm gathers a copy of the weights a token."""
 
 STEPS, ROUNDS = 20, 25
+
+TORCH = engine_of("torch")
 
 
 def constants(bench: Bench) -> Table:
@@ -54,9 +56,12 @@ def launches(bench: Bench) -> Table:
             part = experts_of(model.model.layers[-1])
             layer = (by_layers[1][-1] - by_layers[0][-1]) / STEPS / 8
             alone = bench.seconds(calls(part, device, 1, sets=1), calls=20)
-            assumed = LAUNCH_S["gpu" if where == "gpu" else "cpu"] * 1e6
-            yield against(f"launch on the {where}: experts of {kind}, {kernel}", "us", alone * 1e6, assumed)
-            yield against(f"launch on the {where}: the rest of a layer", "us", (layer - alone) * 1e6, assumed)
+            assumed = getattr(TORCH, where).launch_s
+            rest = assumed.latent if kind == "DeepseekV2" else assumed.attention
+            yield against(
+                f"launch on the {where}: experts of {kind}, {kernel}", "us", alone * 1e6, assumed.experts * 1e6
+            )
+            yield against(f"launch on the {where}: the rest of a layer", "us", (layer - alone) * 1e6, rest * 1e6)
     yield from first_lengths(bench)
 
 
@@ -111,7 +116,7 @@ def hops(bench: Bench) -> Table:
         state = torch.randn(tokens, LITE["hidden_size"], device=bench.device).bfloat16()
         two = 2 * (link.latency_s + state.numel() * state.element_size() / link.bandwidth_bytes_per_s)
         for name, run in ways_to_hop(bench, state).items():
-            assumed = two + (SYNC_S["cpu"] if "apply" in name else 0.0)
+            assumed = two + (TORCH.cpu.sync_s if "apply" in name else 0.0)
             yield against(
                 f"{tokens} hidden states to RAM and back, {name}", "us", bench.seconds(run) * 1e6, assumed * 1e6
             )
@@ -122,7 +127,7 @@ def hops(bench: Bench) -> Table:
             done.record()
             done.synchronize()
 
-    yield against("sync on a gpu: an event, waited for", "us", bench.seconds(event) * 1e6, SYNC_S["gpu"] * 1e6)
+    yield against("sync on a gpu: an event, waited for", "us", bench.seconds(event) * 1e6, TORCH.gpu.sync_s * 1e6)
 
 
 def ways_to_hop(bench: Bench, state: torch.Tensor) -> dict[str, Callable[[], object]]:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
+from typing import Literal
 
 from cost_models import memory
-from cost_models.constants import GPU_SAFETY_MARGIN, SYNC_S
+from cost_models.constants import GPU_SAFETY_MARGIN
+from cost_models.engines import Habits, by_model, engine_of
 from cost_models.experts import distinct_experts
 from cost_models.links import Links
-from cost_models.roofline import measured_or, roofline_s
+from cost_models.roofline import LATENT_ATTENTION, UNTUNED, Work, measured_or, roofline_s
 from cost_models.splits import mean_of_slowest
 from cost_models.targets import OFFLOAD_FROM_TOKENS, target_memory
 from profiles.hardware import Device, Hardware
@@ -41,10 +43,13 @@ class CostModel:
         *,
         safety_margin: float = GPU_SAFETY_MARGIN,
         target: str = "torch",
+        engine: str | None = None,
     ) -> None:
+        """`engine` is the runtime whose speed is meant; by default the one that runs the target's plans."""
         self.profile, self.hardware, self.workload = profile, hardware, workload or Workload()
         self.safety_margin, self.target = safety_margin, target
         self.target_memory = target_memory(target)
+        self.engine = engine_of(engine or target)
         self.device: Mapping[str, Device] = {device.name: device for device in hardware.devices}
         self._links = Links(hardware)
         # Bound methods cached on the instance: a class-level cache would keep every model alive.
@@ -120,8 +125,13 @@ class CostModel:
         return self._links.hop_s(self.runs_on(a), self.runs_on(b), n_bytes)
 
     def sync_s(self, device: str) -> float:
-        known = self.device[device].sync_s
-        return SYNC_S[self.device[device].kind] if known is None else known
+        place = self.device[device]
+        known = self.habits(place).sync_s if place.sync_s is None else place.sync_s
+        return known * (place.calibration or UNTUNED).sync
+
+    def habits(self, device: Device) -> Habits:
+        """What the engine reaches on a device of that kind."""
+        return self.engine.gpu if device.kind == "gpu" else self.engine.cpu
 
     def block_s(self, part: str, layer: int, device: str, step: Step) -> float:
         """t(block, device): `part` is embedding, attention, experts or head; `layer` matters for the middle two.
@@ -137,10 +147,30 @@ class CostModel:
         there = self._handover_s(attention, device, step.tokens) + self.block_s("experts", layer, device, step)
         if not self._offloads(attention, device, step.tokens):
             return there
-        experts = self.layer(layer).experts
-        assert experts is not None
-        copied = self._links.hop_s(device, attention, self.weight_bytes(experts, device))
-        return min(there, copied + self.block_s("experts", layer, attention, step))
+        return min(there, self.copied_experts_s(layer, attention, device, step))
+
+    def copies_experts(self, layer: int, attention: str, device: str, step: Step) -> bool:
+        """Whether the engine, left to itself, copies a step's experts from `device` to the attention's GPU: it goes by
+        the number of tokens, not by what is quicker."""
+        rule, experts = self.engine.copies, self.layer(layer).experts
+        if rule is None or experts is None or not self._from_cpu_to_gpu(device, attention):
+            return False
+        least = rule.from_tokens * (experts.count / experts.active if rule.per_expert else 1)
+        return self._all_tokens(step.tokens) >= least
+
+    def copied_experts_s(self, layer: int, attention: str, device: str, step: Step) -> float:
+        """X_l with the experts copied from `device` to the attention's GPU and computed there."""
+        copied = self.copied_s(device, attention, self.weight_bytes(self.block("experts", layer), device))
+        return copied + self.block_s("experts", layer, attention, step)
+
+    def copied_s(self, a: str, b: str, n_bytes: int) -> float:
+        """Seconds to copy weights from where they are kept to where they are computed, over the link or as fast as
+        memory that is not pinned can be read for it."""
+        over, rule = self._links.hop_s(a, b, n_bytes), self.engine.copies
+        if rule is None or rule.most_bytes_per_s is None or a == b:
+            return over
+        most = by_model(rule.hosts, self.hardware.cpu.model) or rule.most_bytes_per_s
+        return max(over, n_bytes / most)
 
     def split_experts_s(self, layer: int, attention: str, parts: Mapping[str, Sequence[int]], step: Step) -> float:
         """X_l of a split layer: the mean, over which experts the tokens hit, of the slowest device's time. Ignored:
@@ -172,13 +202,15 @@ class CostModel:
         All of a layer's bytes are copied, and computing waits for them. Ignored: that llama.cpp since August 2025
         copies only the experts that are used (pull request 15346), which of 512 tokens are nearly all.
         """
-        kinds = self.device[device].kind, self.device[attention].kind
         large = self._all_tokens(tokens) >= OFFLOAD_FROM_TOKENS
-        return self.target_memory.stages_experts and large and kinds == ("cpu", "gpu")
+        return self.target_memory.stages_experts and large and self._from_cpu_to_gpu(device, attention)
+
+    def _from_cpu_to_gpu(self, a: str, b: str) -> bool:
+        return (self.device[a].kind, self.device[b].kind) == ("cpu", "gpu")
 
     def _fetch_s(self, device: str, n_bytes: int) -> float:
         """Seconds to copy weights from `device` to where they are computed; over the link, with nothing else to do."""
-        return self._links.hop_s(device, self.runs_on(device), n_bytes)
+        return self.copied_s(device, self.runs_on(device), n_bytes)
 
     def _compute_split_s(
         self, layer: int, attention: str, parts: tuple[tuple[str, tuple[int, ...]], ...], tokens: int
@@ -191,7 +223,7 @@ class CostModel:
             before = self._handover_s(attention, device, tokens) + self._fetch_s(device, stored)
             if not self._offloads(attention, device, tokens):
                 return lambda hit: before + self._hit_experts_s(experts, device, ids, hit, tokens)
-            copied = self._links.hop_s(device, attention, stored)
+            copied = self.copied_s(device, attention, stored)
             return lambda hit: min(
                 before + self._hit_experts_s(experts, device, ids, hit, tokens),
                 copied + self._hit_experts_s(experts, attention, ids, hit, tokens),
@@ -209,12 +241,16 @@ class CostModel:
         mean_bytes = self.expert_bytes(experts, place.name, ids) / len(ids)
         share = distinct / all_distinct
 
-        part = roofline_s(place, distinct * mean_bytes, share * self._experts_flops(experts, batch))
+        whole_work = self.work(experts, "experts", place, batch, 0.0)
+        params = distinct * self._params(experts) / experts.count
+        flops = share * whole_work.flops
+        here = replace(whole_work, weight_bytes=distinct * mean_bytes, flops=flops, params=params, experts=len(ids))
+        part = roofline_s(place, self.habits(place), here)
         if not experts.measured_seconds:
             return part
 
         def whole(all_tokens: int) -> float:
-            return roofline_s(place, *self._bytes_and_flops(experts, "experts", place, all_tokens, 0.0))
+            return roofline_s(place, self.habits(place), self.work(experts, "experts", place, all_tokens, 0.0))
 
         known = whole(batch)
         return measured_or(experts, place, batch, whole) * (part / known if known else share)
@@ -236,7 +272,7 @@ class CostModel:
         block = self.block(part, layer)
 
         def formula(all_tokens: int) -> float:
-            return roofline_s(place, *self._bytes_and_flops(block, part, place, all_tokens, context))
+            return roofline_s(place, self.habits(place), self.work(block, part, place, all_tokens, context))
 
         fetch = self._fetch_s(device, self.weight_bytes(block, device))
         return fetch + measured_or(block, place, self._all_tokens(tokens), formula)
@@ -251,10 +287,8 @@ class CostModel:
         assert found is not None
         return found
 
-    def _bytes_and_flops(
-        self, block: Block, part: str, device: Device, all_tokens: int, context: float
-    ) -> tuple[float, float]:
-        """Bytes touched and floating-point operations of one block for `all_tokens` tokens of the whole batch.
+    def work(self, block: Block, part: str, device: Device, all_tokens: int, context: float) -> Work:
+        """What one block asks of a device for `all_tokens` tokens of the whole batch.
 
         embedding: one row a token is read, nothing is computed. attention: weights and B * context * kv, which a window
         shortens; 2 FLOPs a parameter and token, plus the scores against the cache and half of the chunk itself.
@@ -262,21 +296,30 @@ class CostModel:
         needs no other logits.
         """
         batch, weights = self.workload.batch_size, block.weight_bytes.on(device.kind)
+        params = self._params(block)
         if part == "embedding":
-            return all_tokens * self.profile.hidden_size * self.profile.activation_bytes, 0.0
+            return Work("ends", all_tokens * self.profile.hidden_size * self.profile.activation_bytes)
+        bits = 8 * weights / params if params else 16.0
         if part == "head":
-            return weights, 2.0 * self._params(block) * batch
+            return Work("ends", weights, flops=2.0 * params * batch, params=params, bits=bits)
         if isinstance(block, Experts):
-            touched = distinct_experts(block, all_tokens) * weights / block.count
+            distinct = distinct_experts(block, all_tokens)
+            touched = distinct * weights / block.count
             if block.frequencies is not None and block.expert_weight_bytes is not None:
                 touched = sum(
                     self.expert_bytes(block, device.name, [i]) * distinct_experts(block, all_tokens, [i])
                     for i in range(block.count)
                 )
-            return touched, self._experts_flops(block, all_tokens)
+            flops, unpacked = self._experts_flops(block, all_tokens), distinct * params / block.count
+            return Work("experts", touched, flops=flops, params=unpacked, bits=bits, experts=block.count)
         assert isinstance(block, Attention)
         window = block.kv_window_tokens or float("inf")
         cached = min(context, window)
         seen = min(context + all_tokens / batch / 2, window)
         cache_bytes = batch * (cached * block.kv_bytes_per_token + block.state_bytes)
-        return weights + cache_bytes, (2.0 * self._params(block) + block.flops_per_token_pair * seen) * all_tokens
+        flops, scores = 2.0 * params * all_tokens, block.flops_per_token_pair * seen * all_tokens
+        if all_tokens > batch:
+            flops, scores = flops + scores, 0.0
+        latent = self.profile.architecture in LATENT_ATTENTION
+        kind: Literal["latent", "attention"] = "latent" if latent else "attention"
+        return Work(kind, weights, cache_bytes, flops, scores, params, bits)

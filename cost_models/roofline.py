@@ -4,25 +4,107 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
 
-from cost_models.constants import BANDWIDTH_EFFICIENCY, FLOPS_EFFICIENCY, LAUNCH_S
-from profiles.hardware import Device
+from cost_models.engines import Habits, by_model
+from profiles.hardware import Calibration, Device
 from profiles.model import Block
 
+UNTUNED = Calibration()
+LATENT_ATTENTION = frozenset({
+    "deepseek_v2", "deepseek_v3", "deepseek_v32", "kimi_k2", "kimi_linear", "glm4_moe_lite", "glm_moe_dsa",
+    "longcat_flash",
+})  # fmt: skip
+"""Architectures (Hugging Face's `model_type`) that keep a latent instead of keys and values: many small products."""
 
-def roofline_s(device: Device, n_bytes: float, flops: float) -> float:
-    """launch + max(bytes / (bandwidth * efficiency), flops / (peak * efficiency)).
 
-    The roofline of Williams, Waterman and Patterson (CACM 2009) with a launch constant. Ignored: caches, clocks that
-    fall under load, the overlap of a kernel's head with another's tail.
+ASSUMED_CLOCK_HZ = 3e9
+"""Of a CPU that does not say; an assumption."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What running one block once asks of a device: bytes of weights and of cached keys and values that are read,
+    floating-point operations of products, and parameters unpacked from `bits` each. `scores` are the operations of
+    attention where each sequence has one new token, which is bound by how the cache is read; with more tokens they are
+    products. `experts` of the layer are on the device."""
+
+    kind: Literal["attention", "latent", "experts", "ends"]
+    weight_bytes: float
+    cache_bytes: float = 0.0
+    flops: float = 0.0
+    scores: float = 0.0
+    params: float = 0.0
+    bits: float = 16.0
+    experts: int = 0
+
+
+def roofline_s(device: Device, habits: Habits, work: Work) -> float:
+    """launch + max(bytes / bandwidth reached, FLOPs / peak reached, parameters / unpacking rate) + time for the cache.
+
+    The roofline of Williams, Waterman and Patterson (CACM 2009) with a launch constant, and a third roof for weights of
+    few bits, which take a CPU longer to unpack than to read. What the device says of itself beats the engine's habits,
+    and its calibration, if it has one, scales both. Ignored: caches, clocks that fall under load, the overlap of a
+    kernel's head with another's tail.
     """
-    launch = LAUNCH_S[device.kind] if device.launch_s is None else device.launch_s
-    memory = device.bandwidth_efficiency or BANDWIDTH_EFFICIENCY[device.kind]
-    compute = device.flops_efficiency or FLOPS_EFFICIENCY[device.kind]
-    return launch + max(
-        n_bytes / (device.bandwidth_bytes_per_s * memory),
-        flops / (peak_flops_per_s(device) * compute),
+    tuned = device.calibration or UNTUNED
+    return (
+        launch_s(device, habits, work) * tuned.launch
+        + max(
+            work.weight_bytes / (read_bytes_per_s(device, habits) * tuned.bandwidth),
+            work.flops / (flops_per_s(device, habits) * tuned.flops),
+            work.params / (unpacked_per_s(device, habits, work.bits) * tuned.bandwidth),
+        )
+        + cache_s(device, habits, work) / tuned.cache
     )
+
+
+def launch_s(device: Device, habits: Habits, work: Work) -> float:
+    """The fixed price of running a block there."""
+    if device.launch_s is not None:
+        return device.launch_s
+    known = habits.launch_s
+    return getattr(known, work.kind) + work.experts * known.each_expert  # type: ignore[no-any-return]
+
+
+def read_bytes_per_s(device: Device, habits: Habits) -> float:
+    """Bytes/s at which an engine reads weights on the device."""
+    bandwidth, knee = device.bandwidth_bytes_per_s, habits.knee_bytes_per_s
+    if device.bandwidth_efficiency is not None:
+        return bandwidth * device.bandwidth_efficiency
+    sockets = device.sockets or 1
+    per_socket = bandwidth / sockets
+    if knee is not None and per_socket > knee:
+        per_socket = knee * (per_socket / knee) ** habits.bandwidth_exponent
+    together: float = sockets**habits.sockets_exponent
+    return habits.bandwidth_efficiency * per_socket * together
+
+
+def cache_s(device: Device, habits: Habits, work: Work) -> float:
+    """Seconds to read the cache and, for one new token a sequence, to score it."""
+    rate = habits.latent_scores_per_s if work.kind == "latent" else habits.scores_per_s
+    if rate is not None and work.scores:
+        return work.scores / rate
+    if habits.cache_efficiency is not None:
+        return work.cache_bytes / (habits.cache_efficiency * device.bandwidth_bytes_per_s)
+    return work.cache_bytes / read_bytes_per_s(device, habits)
+
+
+def flops_per_s(device: Device, habits: Habits) -> float:
+    """FLOP/s that products of an engine reach on the device."""
+    if device.flops_efficiency is not None:
+        return peak_flops_per_s(device) * device.flops_efficiency
+    if habits.flops_per_cycle is not None and device.cores is not None:
+        cores: float = 32 * (device.cores / 32) ** habits.cores_exponent
+        return cores * (device.clock_hz or ASSUMED_CLOCK_HZ) * habits.flops_per_cycle
+    return peak_flops_per_s(device) * habits.flops_efficiency * (by_model(habits.products, device.model) or 1.0)
+
+
+def unpacked_per_s(device: Device, habits: Habits, bits: float) -> float:
+    """Parameters/s that all cores of the device unpack from weights of `bits`; infinite where nothing is known."""
+    rates = [rule.params_per_core_s for rule in habits.unpacking if bits < rule.below_bits]
+    return min(rates) * device.cores if rates and device.cores else float("inf")
 
 
 def peak_flops_per_s(device: Device) -> float:

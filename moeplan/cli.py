@@ -152,6 +152,7 @@ def solve(
         out.print(f"predicted: {tables.prediction_line(plan.prediction)}", highlight=False)
     for line in tables.load_lines(plan.memory or {}, machine):
         out.print(line, style="yellow", highlight=False)
+    _print_notes(out, plan)
     _print_notes(out, machine)
 
 
@@ -321,8 +322,8 @@ def _print_sources(out: Console, found: ModelProfile | Hardware) -> None:
     _print_notes(out, found)
 
 
-def _print_notes(out: Console, found: ModelProfile | Hardware) -> None:
-    for note in found.notes:
+def _print_notes(out: Console, found: ModelProfile | Hardware | Placement) -> None:
+    for note in found.notes or ():
         out.print(f"note: {note}", highlight=False, markup=False, style="dim")
 
 
@@ -361,7 +362,8 @@ def main() -> None:
         sys.exit(BAD_INPUT)
 
 
-import moeplan.compare_command  # noqa: E402, F401 - registers its command, and needs all of the above
+import moeplan.calibrate_command  # noqa: E402
+import moeplan.compare_command  # noqa: E402, F401 - they register their commands, and need all of the above
 
 if __name__ == "__main__":
     from moeplan import cli  # this very file once more: the one where that command is

@@ -81,8 +81,17 @@ def load_lines(memory: Mapping[str, DeviceMemory], hardware: Hardware) -> list[s
 def prediction_line(prediction: Prediction) -> str:
     return (
         f"prefill {prediction.prefill_s:.3f} s, decode step {prediction.decode_step_s * 1e3:.2f} ms, "
-        f"{prediction.tokens_per_s:.1f} tokens/s"
+        f"{prediction.tokens_per_s:.1f} tokens/s{_doubt(prediction)}"
     )
+
+
+def _doubt(prediction: Prediction) -> str:
+    """The interval of the decode speed, for people."""
+    if prediction.interval is None:
+        return ""
+    batch = prediction.tokens_per_s * prediction.decode_step_s
+    low, high = (batch / seconds for seconds in reversed(prediction.interval.decode_step_s))
+    return f" ({low:.1f} to {high:.1f}, {prediction.interval.level:.0%} sure)"
 
 
 def proof_line(plan: Placement) -> str:

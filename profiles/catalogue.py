@@ -74,6 +74,7 @@ class CpuPart(Noun):
     name: str
     aliases: tuple[str, ...] = ()
     cores: int
+    clock_hz: float | None = None
     chiplets: int | None = None
     isa: tuple[str, ...]
     memory: str

@@ -24,7 +24,39 @@ def device_name(name: str) -> str:
 DeviceName = Annotated[str, AfterValidator(device_name)]
 Ratio = Annotated[Share, Field(gt=0, le=1)]
 Margin = Annotated[Share, Field(ge=0, lt=1)]
+Factor = Annotated[Share, Field(ge=0.01, le=100)]
 Count = Annotated[int, Field(ge=1, le=10**6, strict=True)]
+
+
+class Calibration(Noun):
+    """How a device was measured to differ from its engine's habits: factors, 1 where nothing is known.
+
+    `launch` and `sync` multiply seconds, so more than 1 is slower; `bandwidth`, `cache` and `flops` multiply rates.
+    """
+
+    error: ClassVar[type[MoeplanError]] = HardwareError
+
+    launch: Factor = 1.0
+    sync: Factor = 1.0
+    bandwidth: Factor = 1.0
+    cache: Factor = 1.0
+    flops: Factor = 1.0
+
+
+class Uncertainty(Noun):
+    """What measurements left open about a calibrated machine: the covariance of the logarithms of its factors, in the
+    order of their names (`gpu.launch`, …, `link`; `cost_models/factors.py`)."""
+
+    error: ClassVar[type[MoeplanError]] = HardwareError
+
+    factors: Annotated[tuple[str, ...], Field(min_length=1, max_length=100)]
+    covariance: tuple[tuple[Annotated[float, Field(ge=-100, le=100)], ...], ...]
+
+    @model_validator(mode="after")
+    def _is_square(self) -> Self:
+        if [len(row) for row in self.covariance] != [len(self.factors)] * len(self.factors):
+            raise ValueError(f"covariance: give a row and a column for each of the {len(self.factors)} factors")
+        return self
 
 
 class Device(Noun):
@@ -33,9 +65,10 @@ class Device(Noun):
     `context_bytes` is what driver and libraries hold in a process before its first tensor; the safety margin covers it
     where it is large enough, what is over counts as used. `budget_bytes` says absolutely what a plan may use here,
     context included: then neither margin nor `reserved_bytes` applies. `launch_s` is the fixed price of running a
-    block, `sync_s` that of handing work to this device in mid-layer.
-    Facts for people and exports, which no formula uses: physical `cores`, `threads` that may run at a time (logical
-    CPUs within affinity and quota), `numa_nodes`, and the instruction sets that matter (`isa`: avx2, amx_bf16, …).
+    block, `sync_s` that of handing work to this device in mid-layer; `calibration` scales what the engine is known
+    for. Physical `cores` of all `sockets` and their `clock_hz` (the root of base times boost) say what engines make of
+    a CPU. Facts for people and exports, which no formula uses: `threads` that may run at a time (logical CPUs within
+    affinity and quota), `numa_nodes`, and the instruction sets that matter (`isa`: avx2, amx_bf16, …).
     """
 
     error: ClassVar[type[MoeplanError]] = HardwareError
@@ -54,7 +87,10 @@ class Device(Noun):
     flops_efficiency: Ratio | None = None
     launch_s: Seconds | None = None
     sync_s: Seconds | None = None
+    calibration: Calibration | None = None
     cores: Count | None = None
+    clock_hz: Annotated[Share, Field(gt=0)] | None = None
+    sockets: Count | None = None
     threads: Count | None = None
     numa_nodes: Count | None = None
     isa: tuple[str, ...] | None = None
@@ -103,6 +139,7 @@ class Hardware(Document):
     notes: tuple[str, ...] = ()
     devices: Annotated[tuple[Device, ...], Field(min_length=1, max_length=1024)]
     links: tuple[Link, ...] = ()
+    uncertainty: Uncertainty | None = None
 
     @model_validator(mode="after")
     def _is_one_machine(self) -> Self:

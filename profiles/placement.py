@@ -91,12 +91,22 @@ class DeviceMemory(Noun):
         return self.usable_bytes - self.used_bytes
 
 
+class Interval(Noun):
+    """Seconds between which measurements are expected to lie `level` of the time, low and high."""
+
+    level: Annotated[Share, Field(gt=0, lt=1)]
+    prefill_s: tuple[Seconds, Seconds]
+    decode_step_s: tuple[Seconds, Seconds]
+
+
 class Prediction(Noun):
-    """Predicted seconds. `tokens_per_s` is decode speed over the whole batch."""
+    """Predicted seconds, and how far they may be off where that is known. `tokens_per_s` is decode speed over the whole
+    batch."""
 
     prefill_s: Seconds
     decode_step_s: Seconds
     tokens_per_s: Share
+    interval: Interval | None = None
 
 
 class Placement(Document):
@@ -134,6 +144,7 @@ class Placement(Document):
     prediction: Prediction | None = None
     workload: Annotated[Workload, BeforeValidator(text_keys)] | None = None
     safety_margin: Margin | None = None
+    notes: tuple[str, ...] | None = None
 
     @property
     def devices(self) -> frozenset[str]:

@@ -246,9 +246,10 @@ def gpu_device(name: str, part: GpuPart, memory_bytes: int) -> Device:
 def cpu_device(part: CpuPart | None, ram_bytes: int, sockets: int = 1) -> Device:
     """The device for `sockets` catalogue CPUs, or for a generic CPU when `part` is None.
 
-    A measured bandwidth is what software reaches, so its efficiency is 1: it is not discounted a second time.
+    The bandwidth is the peak: what an engine reaches of it is known of engines (`cost_models/engines.py`), and is less
+    than what a benchmark of memory reaches.
     """
-    bandwidth = part.bandwidth_bytes_per_s if part else GENERIC_CPU_BYTES_PER_S
+    bandwidth = part.peak_bytes_per_s if part else GENERIC_CPU_BYTES_PER_S
     flops = part.flops_per_s if part else {"bf16": GENERIC_CPU_FLOPS_PER_S}
     return Device(
         name="cpu",
@@ -257,7 +258,9 @@ def cpu_device(part: CpuPart | None, ram_bytes: int, sockets: int = 1) -> Device
         memory_bytes=ram_bytes,
         bandwidth_bytes_per_s=bandwidth * sockets,
         flops_per_s={dtype: rate * sockets for dtype, rate in flops.items()},
-        bandwidth_efficiency=1.0 if part and part.bandwidth_source.startswith("measured") else None,
+        cores=part.cores * sockets if part else None,
+        clock_hz=part.clock_hz if part else None,
+        sockets=sockets,
     )
 
 
@@ -267,7 +270,7 @@ def cpu_notes(part: CpuPart | None, sockets: int = 1) -> list[str]:
         speeds = f"{GENERIC_CPU_BYTES_PER_S / 1e9:g} GB/s and {GENERIC_CPU_FLOPS_PER_S / 1e12:g} TFLOP/s (bf16)"
         notes = [f"no CPU is named: {speeds} a socket are assumed; name one with cpu=…"]
     else:
-        notes = [f"{part.name}: memory bandwidth {part.bandwidth_source}; FLOP/s {part.flops_source}"]
+        notes = [f"{part.name}: memory bandwidth is the peak ({part.memory}); FLOP/s {part.flops_source}"]
         if not part.verified:
             notes.append(f"{part.name}: some figures are not verified ({part.source})")
     if sockets > 1:

@@ -234,10 +234,6 @@ def hardware_from_document(data: object, where: str) -> Hardware:
 def _filled_in(item: dict[str, Any], field: str) -> dict[str, Any]:
     """`item` with what the catalogue knows about the part it says to `use`; what it gives itself wins."""
     if "use" not in item:
-        if "sockets" in item:
-            raise HardwareError(
-                one_line(f"{field}.sockets: needs a CPU of the catalogue; write use: NAME, or leave it out")
-            )
         return item
     used, sockets = item["use"], item.get("sockets", 1)
     part = _part(used, field)

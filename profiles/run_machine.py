@@ -78,6 +78,8 @@ def _cpu(run: Run, notes: list[str]) -> tuple[Device, CpuPart | None, RamSource]
         bandwidth_bytes_per_s=bandwidth,
         flops_per_s=_flops(part, used, cores, notes),
         cores=cores,
+        clock_hz=part.clock_hz if part else None,
+        sockets=used,
         isa=part.isa if part else None,
     )
     return device, part, ram_source

@@ -151,9 +151,9 @@ def _note_facts(reading: _Reading, facts: Facts, part: CpuPart | None) -> None:
 
 
 def _cpu_bandwidth(reading: _Reading, facts: Facts, known: Device, part: CpuPart | None) -> dict[str, float]:
-    """The fields that say how fast RAM is. A measured rate is what software reaches: it is not discounted again."""
+    """The fields that say how fast RAM is: what a plain loop reads, of which engines reach a part."""
     rate = known.bandwidth_bytes_per_s
-    instead = f"the catalogue's {rate / 1e9:,.0f} GB/s instead ({part.bandwidth_source})" if part else (
+    instead = f"the catalogue's {rate / 1e9:,.0f} GB/s instead (the peak, {part.memory})" if part else (
         f"{GENERIC_CPU_BYTES_PER_S / 1e9:g} GB/s assumed")  # fmt: skip
     cpus = facts.usable[:: len(facts.usable) // facts.threads][: facts.threads]
     found = reading.probe(
@@ -165,7 +165,7 @@ def _cpu_bandwidth(reading: _Reading, facts: Facts, known: Device, part: CpuPart
     if found is None:
         return {}
     reading.note(f"cpu bandwidth: {found.value / 1e9:,.1f} GB/s measured by reading: {found.how}")
-    return {"bandwidth_bytes_per_s": found.value, "bandwidth_efficiency": 1.0}
+    return {"bandwidth_bytes_per_s": found.value}
 
 
 def _cpu_flops(reading: _Reading, facts: Facts, known: Device, part: CpuPart | None) -> dict[str, float]:
@@ -259,7 +259,6 @@ def _gpu(reading: _Reading, gpu: GpuFacts) -> Device:
         memory_bytes=gpu.total_bytes,
         reserved_bytes=gpu.in_use_bytes,
         bandwidth_bytes_per_s=rate if read is None else read.value,
-        bandwidth_efficiency=None if read is None else 1.0,
         flops_per_s=flops,
     )
 

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from typing import Any, get_args
 
 from cost_models import CostModel
+from cost_models.engine_notes import engine_notes
+from cost_models.uncertainty import plan_interval
 from profiles import Workload, load_hardware, load_placement, load_profile, load_workload
 from profiles.errors import InfeasiblePlacement, MoeplanError
 from profiles.placement import Granularity, Objective, Placement
@@ -102,8 +104,13 @@ def solve(
         granularity=granularity,
         workload=costs.workload,
         safety_margin=safety_margin,
+        notes=engine_notes(costs) or None,
         **proof,
     )
+    told = described.prediction
+    if told is not None:
+        interval = plan_interval(described, costs, told.prefill_s, told.decode_step_s)
+        described = described.replace(prediction=told.replace(interval=interval))
     return described.replace(solve_s=round(time.perf_counter() - started, 4))
 
 

@@ -7,13 +7,16 @@ on one device. Placements are the public `Placement`, or `Spots`, the same in de
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache, cached_property
 from itertools import combinations
+from typing import Any
 
-from cost_models.constants import BANDWIDTH_EFFICIENCY, CPU_SAFETY_MARGIN, FLOPS_EFFICIENCY, LAUNCH_S, SYNC_S
+from cost_models.constants import CPU_SAFETY_MARGIN
+from cost_models.engines import Habits, engine_of
 from profiles import Block, Device, Hardware, LayerPlacement, Link, ModelProfile, Placement, Workload
 from profiles.model import Workspace
 
@@ -67,10 +70,16 @@ class Oracle:
     """Bytes and seconds of any placement with whole experts."""
 
     def __init__(
-        self, profile: ModelProfile, hardware: Hardware, workload: Workload, safety_margin: float = 0.10
+        self,
+        profile: ModelProfile,
+        hardware: Hardware,
+        workload: Workload,
+        safety_margin: float = 0.10,
+        engine: str = "torch",
     ) -> None:
         self.profile, self.hardware, self.workload, self.margin = profile, hardware, workload, safety_margin
         self.names = tuple(device.name for device in hardware.devices)
+        self.engine = engine_of(engine)
         self.hop = cache(self._hop)
         self.seconds = cache(self._seconds)
 
@@ -170,7 +179,11 @@ class Oracle:
 
     def sync(self, name: str) -> float:
         device = self.hardware.device(name)
-        return SYNC_S[device.kind] if device.sync_s is None else device.sync_s
+        factor = device.calibration.sync if device.calibration else 1.0
+        return factor * (self.habits(device).sync_s if device.sync_s is None else device.sync_s)
+
+    def habits(self, device: Device) -> Habits:
+        return self.engine.cpu if device.kind == "cpu" else self.engine.gpu
 
     def _seconds(self, part: str, layer: int, name: str, tokens: int, context: float) -> float:
         """t(block, device) for a step of `tokens` tokens a sequence: measured if it was, else the formula."""
@@ -198,30 +211,84 @@ class Oracle:
 
     def _formula(self, part: str, layer: int, device: Device, tokens: int, context: float) -> float:
         """launch + the larger of reading time and computing time; `tokens` of the whole batch."""
-        return self._roofline(device, *self._work(part, layer, device, tokens, context))
+        return self._roofline(device, part, **self._work(part, layer, device, tokens, context))
 
-    def _roofline(self, device: Device, touched: float, flops: float) -> float:
+    def _roofline(
+        self,
+        device: Device,
+        part: str,
+        touched: float,
+        flops: float,
+        cached: float = 0.0,
+        scores: float = 0.0,
+        params: float = 0.0,
+        bits: float = 16.0,
+        experts: int = 0,
+    ) -> float:
         peak = next((device.flops_per_s[k] for k in ("bf16", "fp16", "fp32") if k in device.flops_per_s), None)
         peak = max(device.flops_per_s.values()) if peak is None else peak
-        read = BANDWIDTH_EFFICIENCY[device.kind] if device.bandwidth_efficiency is None else device.bandwidth_efficiency
-        run = FLOPS_EFFICIENCY[device.kind] if device.flops_efficiency is None else device.flops_efficiency
-        launch = LAUNCH_S[device.kind] if device.launch_s is None else device.launch_s
-        return launch + max(touched / (device.bandwidth_bytes_per_s * read), flops / (peak * run))
+        habits, bandwidth, sockets = self.habits(device), device.bandwidth_bytes_per_s, device.sockets or 1
+        socket = bandwidth / sockets
+        if habits.knee_bytes_per_s is not None:
+            socket = min(socket, habits.knee_bytes_per_s) * max(1.0, socket / habits.knee_bytes_per_s) ** (
+                habits.bandwidth_exponent
+            )
+        read = habits.bandwidth_efficiency * socket * sockets**habits.sockets_exponent
+        if device.bandwidth_efficiency is not None:
+            read = bandwidth * device.bandwidth_efficiency
+        run = peak * habits.flops_efficiency
+        named = [rule.value for rule in habits.products if re.search(rule.model, device.model or "", re.IGNORECASE)]
+        run *= named[0] if named else 1.0
+        if habits.flops_per_cycle is not None and device.cores is not None:
+            clock = 3e9 if device.clock_hz is None else device.clock_hz
+            run = (
+                habits.flops_per_cycle * clock * 32 ** (1 - habits.cores_exponent) * device.cores**habits.cores_exponent
+            )
+        if device.flops_efficiency is not None:
+            run = peak * device.flops_efficiency
+        latent = self.profile.architecture in ("deepseek_v2", "deepseek_v3")
+        rate = habits.latent_scores_per_s if part == "attention" and latent else habits.scores_per_s
+        waiting = cached / read
+        if habits.cache_efficiency is not None:
+            waiting = cached / (bandwidth * habits.cache_efficiency)
+        if rate is not None and scores:
+            waiting = scores / rate
+        unpack = [rule.params_per_core_s for rule in habits.unpacking if bits < rule.below_bits]
+        slowest = params / (min(unpack) * device.cores) if unpack and device.cores else 0.0
+        launch = getattr(habits.launch_s, {"embedding": "ends", "head": "ends"}.get(part, part))
+        if part == "attention" and latent:
+            launch = habits.launch_s.latent
+        launch += experts * habits.launch_s.each_expert
+        if device.launch_s is not None:
+            launch = device.launch_s
+        if (tuned := device.calibration) is not None:
+            launch, read, run = launch * tuned.launch, read * tuned.bandwidth, run * tuned.flops
+            waiting, slowest = waiting / tuned.cache, slowest / tuned.bandwidth
+        return float(launch + max(touched / read, flops / run, slowest) + waiting)
 
-    def _work(self, part: str, layer: int, device: Device, tokens: int, context: float) -> tuple[float, float]:
+    def _work(self, part: str, layer: int, device: Device, tokens: int, context: float) -> dict[str, Any]:
         block, batch, profile = self.block(part, layer), self.workload.batch_size, self.profile
         weights = block.weight_bytes.on(device.kind)
         params = block.weight_bytes.gpu / profile.activation_bytes if block.params is None else block.params
+        bits = 8 * weights / params if params else 16
         if part == "embedding":
-            return tokens * profile.hidden_size * profile.activation_bytes, 0.0
+            return {"touched": tokens * profile.hidden_size * profile.activation_bytes, "flops": 0.0}
         if part == "head":
-            return weights, 2 * params * batch
+            return {"touched": weights, "flops": 2 * params * batch, "params": params, "bits": bits}
         if part == "attention":
             attention = profile.layers[layer].attention
             window = math.inf if attention.kv_window_tokens is None else attention.kv_window_tokens
             cached = min(context, window) * attention.kv_bytes_per_token + attention.state_bytes
             pairs = min(context + tokens / batch / 2, window) * attention.flops_per_token_pair
-            return weights + batch * cached, tokens * (2 * params + pairs)
+            alone = tokens == batch
+            return {
+                "touched": weights,
+                "flops": tokens * (2 * params + (0 if alone else pairs)),
+                "scores": tokens * pairs if alone else 0.0,
+                "cached": batch * cached,
+                "params": params,
+                "bits": bits,
+            }
         experts = profile.layers[layer].experts
         assert experts is not None
         used = experts.frequencies or [experts.active / experts.count] * experts.count
@@ -230,8 +297,13 @@ class Oracle:
         if experts.expert_weight_bytes is not None and experts.frequencies is not None:
             scale = Fraction(weights, experts.weight_bytes.gpu)
             sizes = [Fraction(math.ceil(n * scale)) for n in experts.expert_weight_bytes]
-        touched = math.fsum(p * float(n) for p, n in zip(hit, sizes, strict=True))
-        return touched, 2 * params * experts.active / experts.count * tokens
+        return {
+            "touched": math.fsum(p * float(n) for p, n in zip(hit, sizes, strict=True)),
+            "flops": 2 * params * experts.active / experts.count * tokens,
+            "params": math.fsum(hit) * params / experts.count,
+            "bits": bits,
+            "experts": experts.count,
+        }
 
     def outside(self, attention: str, experts: str, tokens: int) -> float:
         """What X_l pays beside the experts' own time when they are elsewhere."""
@@ -256,7 +328,9 @@ class Oracle:
                     share = Fraction(sum(experts.expert_weight_bytes[i] for i in ids), experts.weight_bytes.gpu)
                 stored = math.ceil(share * experts.weight_bytes.on(device.kind))
                 if hits:
-                    work = self._roofline(device, hits * stored / len(ids), 2 * params / experts.count * hits)
+                    work = self._roofline(
+                        device, "experts", hits * stored / len(ids), 2 * params / experts.count * hits, experts=len(ids)
+                    )
                     times.append(self.outside(attention, name, 1) + work)
             slowest.append(max(times))
         return math.fsum(slowest) / len(slowest)

@@ -41,7 +41,7 @@ def rounding(problem: Problem) -> int:
 
 def best_ticks(instance: RandomInstance, problem: Problem) -> int | None:
     try:
-        plan = solve(instance.profile, instance.hardware, instance.workload, time_limit=20)
+        plan = solve(instance.profile, instance.hardware, instance.workload, time_limit=20, tie_tolerance=0.0)
     except InfeasiblePlacement as nothing:
         if nothing.proven:
             return None

@@ -16,6 +16,7 @@ from oracle import Oracle
 
 from cost_models import CostModel, Step
 from cost_models.experts import distinct_experts
+from cost_models.roofline import read_bytes_per_s
 from cost_models.splits import MEANS_FROM_TOKENS, mean_of_slowest
 from profiles import Device, Experts, Hardware, Link, ModelProfile, Workload
 
@@ -205,7 +206,10 @@ def test_the_mean_of_the_slowest_is_more_than_the_slowest_of_the_means() -> None
     on_gpu = costs.experts_from_s(0, "cuda:0", "cuda:0", Step(1, 100))
     on_cpu = costs.experts_from_s(0, "cuda:0", "cpu", Step(1, 100))
     assert on_gpu * 0.9 < found < on_cpu
-    one_hit = 25e-6 + 2 * (1e-5 + 10240 / 25e9) + 10e-6 + 47_000_000 / (2e11 * 0.75)
+    cpu = costs.device["cpu"]
+    reading = 47_000_000 / read_bytes_per_s(cpu, costs.engine.cpu)
+    launch = costs.engine.cpu.launch_s.experts
+    one_hit = costs.engine.cpu.sync_s + 2 * (1e-5 + 10240 / 25e9) + launch + reading
     touched = 1 - math.comb(144, 6) / math.comb(160, 6)
     assert found >= touched * one_hit  # whoever touches the CPU pays at least for one expert there
 
@@ -217,10 +221,13 @@ def test_many_tokens_take_the_means() -> None:
     found = costs.split_experts_s(0, "cuda:0", parts, Step(512, 0))
     flops = 512 * 2 * 2 * (10**8 / 2)
     cpu_bytes = distinct_experts(some, 512, range(12, 16)) * 10**8
-    on_cpu = 10e-6 + max(cpu_bytes / (2e11 * 0.75), flops * 4 / 16 / (1e13 * 0.5))
-    on_cpu += 25e-6 + 2 * (1e-5 + 512 * 5120 * 2 / 25e9)
+    cpu, gpu = costs.engine.cpu, costs.engine.gpu
+    cpu_s = (cpu_bytes / read_bytes_per_s(costs.device["cpu"], cpu), flops * 4 / 16 / (1e13 * cpu.flops_efficiency))
+    on_cpu = cpu.launch_s.experts + max(cpu_s)
+    on_cpu += cpu.sync_s + 2 * (1e-5 + 512 * 5120 * 2 / 25e9)
     gpu_bytes = distinct_experts(some, 512, range(12)) * 10**8
-    on_gpu = 17.5e-6 + max(gpu_bytes / (9e11 * 0.80), flops * 12 / 16 / (1e13 * 0.5))
+    gpu_s = (gpu_bytes / (9e11 * gpu.bandwidth_efficiency), flops * 12 / 16 / (1e13 * gpu.flops_efficiency))
+    on_gpu = gpu.launch_s.experts + max(gpu_s)
     assert found == pytest.approx(max(on_cpu, on_gpu), rel=1e-9)
 
 

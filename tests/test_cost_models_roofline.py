@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cost_models import CostModel, Step
-from cost_models.roofline import measured_or, peak_flops_per_s, roofline_s
+from cost_models.engines import Engine, engine_of
+from cost_models.roofline import Work, measured_or, peak_flops_per_s, roofline_s
 from profiles import Block, Device, Hardware, Link, ModelProfile, Workload
 
 
@@ -23,19 +24,32 @@ def device(name: str = "cuda:0", **changes: Any) -> Device:
     return Device(name=name, kind="cpu" if name == "cpu" else "gpu", **given)
 
 
+LLAMA = engine_of("llama.cpp")
+
+
+def seconds(place: Device, n_bytes: float, flops: float, engine: Engine = LLAMA, **more: Any) -> float:
+    habits = engine.cpu if place.kind == "cpu" else engine.gpu
+    return roofline_s(place, habits, Work("experts", n_bytes, flops=flops, **more))
+
+
 def test_the_slower_of_reading_and_computing_after_the_launch() -> None:
     gpu = device(launch_s=1e-5, bandwidth_efficiency=0.5, flops_efficiency=0.25)
-    assert roofline_s(gpu, 1e9, 0) == pytest.approx(1e-5 + 2e-3, rel=1e-12)
-    assert roofline_s(gpu, 0, 1e12) == pytest.approx(1e-5 + 0.04, rel=1e-12)
-    assert roofline_s(gpu, 1e9, 1e12) == pytest.approx(1e-5 + 0.04, rel=1e-12)
-    assert roofline_s(gpu, 0, 0) == 1e-5
-    assert roofline_s(gpu.replace(launch_s=0.0), 0, 0) == 0.0
+    assert seconds(gpu, 1e9, 0) == pytest.approx(1e-5 + 2e-3, rel=1e-12)
+    assert seconds(gpu, 0, 1e12) == pytest.approx(1e-5 + 0.04, rel=1e-12)
+    assert seconds(gpu, 1e9, 1e12) == pytest.approx(1e-5 + 0.04, rel=1e-12)
+    assert seconds(gpu, 0, 0) == 1e-5
+    assert seconds(gpu.replace(launch_s=0.0), 0, 0) == 0.0
 
 
-def test_defaults_by_kind() -> None:
-    assert roofline_s(device(), 1e9, 0) == pytest.approx(17.5e-6 + 1e9 / 0.80e12, rel=1e-12)
-    assert roofline_s(device("cpu"), 1e9, 0) == pytest.approx(10e-6 + 1e9 / 0.75e12, rel=1e-12)
-    assert roofline_s(device(), 0, 1e14) == pytest.approx(17.5e-6 + 2.0, rel=1e-12)
+def test_what_a_device_leaves_out_is_its_engines() -> None:
+    gpu, cpu = LLAMA.gpu, LLAMA.cpu
+    launch = gpu.launch_s.experts
+    assert seconds(device(), 1e9, 0) == pytest.approx(launch + 1e9 / (1e12 * gpu.bandwidth_efficiency), rel=1e-12)
+    assert seconds(device(), 0, 1e14) == pytest.approx(launch + 1 / gpu.flops_efficiency, rel=1e-12)
+    slow = device("cpu", bandwidth_bytes_per_s=50e9)
+    assert seconds(slow, 1e9, 0) == pytest.approx(
+        cpu.launch_s.experts + 1e9 / (50e9 * cpu.bandwidth_efficiency), rel=1e-12
+    )
 
 
 @pytest.mark.parametrize(

@@ -164,19 +164,19 @@ def test_a_plan_document_tells_the_load_peak(tmp_path: Path) -> None:
 STORED = {"weight_bytes": {"gpu": 300, "cpu": 600}, "params": 10**6}
 
 
-def costs(target: str, *, batch: int = 1, bandwidth: float = 1e3, order: int = 1) -> CostModel:
+def costs(target: str, *, batch: int = 1, bandwidth: float = 1e3, order: int = 1, engine: str = "torch") -> CostModel:
     """A CPU that reads `bandwidth` bytes a second behind links of a million: slow enough to rather copy."""
     gpus = [{**GPU, "name": f"cuda:{i}", "bandwidth_bytes_per_s": 1e9 * (i + 1)} for i in range(2)]
     cpu = {**CPU, "bandwidth_bytes_per_s": bandwidth, "bandwidth_efficiency": 1.0}
     links = [{"between": ["cpu", f"cuda:{i}"], "bandwidth_bytes_per_s": 1e6, "latency_s": 1e-3 * i} for i in range(2)]
     hardware = Hardware(name="slow host", devices=[*gpus, cpu][::order], links=links)
-    return CostModel(profile(**STORED), hardware, Workload(batch_size=batch), target=target)
+    return CostModel(profile(**STORED), hardware, Workload(batch_size=batch), target=target, engine=engine)
 
 
 @pytest.mark.parametrize(("batch", "tokens"), [(1, 31), (1, 32), (4, 7), (4, 8), (1, 512)])
 def test_llama_cpp_copies_experts_for_32_tokens_or_more_if_that_is_quicker(batch: int, tokens: int) -> None:
     step, copies = Step(tokens, 0), batch * tokens >= OFFLOAD_FROM_TOKENS
-    plain, found = (costs(target, batch=batch) for target in ("torch", "llama.cpp"))
+    plain, found = (costs(target, batch=batch, engine="llama.cpp") for target in ("torch", "llama.cpp"))
     there = plain.experts_from_s(0, "cuda:1", "cpu", step)
     copied = 1e-3 + 600 / 1e6 + plain.block_s("experts", 0, "cuda:1", step)
     assert copied < there
@@ -190,7 +190,9 @@ def test_llama_cpp_computes_on_the_cpu_what_that_does_quicker() -> None:
     known = costs("torch", bandwidth=1e12)
     links = [link.replace(bandwidth_bytes_per_s=1e5, latency_s=0) for link in known.hardware.links]
     quick = known.hardware.replace(links=links, devices=[d.replace(sync_s=0) for d in known.hardware.devices])
-    plain, found = (CostModel(known.profile, quick, known.workload, target=t) for t in ("torch", "llama.cpp"))
+    plain, found = (
+        CostModel(known.profile, quick, known.workload, target=t, engine="llama.cpp") for t in ("torch", "llama.cpp")
+    )
     there = plain.experts_from_s(0, "cuda:0", "cpu", Step(32, 0))
     assert there < 600 / 1e5
     assert found.experts_from_s(0, "cuda:0", "cpu", Step(32, 0)) == there
@@ -198,7 +200,7 @@ def test_llama_cpp_computes_on_the_cpu_what_that_does_quicker() -> None:
 
 @pytest.mark.parametrize("tokens", [1, 31, 32, 512])
 def test_llama_cpp_copies_the_part_of_a_split_layer_that_is_on_the_cpu(tokens: int) -> None:
-    step, plain, found = Step(tokens, 0), costs("torch"), costs("llama.cpp")
+    step, plain, found = Step(tokens, 0), costs("torch", engine="llama.cpp"), costs("llama.cpp", engine="llama.cpp")
     there = plain.split_experts_s(0, "cuda:0", {"cpu": [0, 1, 2]}, step)
     copied = 450 / 1e6 + plain.split_experts_s(0, "cuda:0", {"cuda:0": [0, 1, 2]}, step)
     own = plain.split_experts_s(0, "cuda:0", {"cuda:0": [3]}, step)

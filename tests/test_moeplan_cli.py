@@ -16,23 +16,6 @@ from moeplan import cli as command
 MODEL, MACHINE = "deepseek-v2-measured", "8xL40-46GB"
 
 
-@pytest.fixture
-def moeplan(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
-    """Runs the command in this process: (exit status, standard output, standard error)."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["moeplan", *map(str, arguments)])
-        status = 0
-        try:
-            command.main()
-        except SystemExit as stop:
-            status = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
-        told = capsys.readouterr()
-        return status, told.out, told.err
-
-    return run
-
-
 @pytest.fixture(scope="module")
 def plan() -> Placement:
     return solve(MODEL, MACHINE)

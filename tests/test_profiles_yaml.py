@@ -148,7 +148,7 @@ def test_what_is_given_wins_over_the_catalogue() -> None:
     assert [device.name for device in machine.devices] == ["cuda:3", "cuda:4", "cuda:0", "cpu"]
     assert machine.devices[1].safety_margin == 0.2
     assert machine.devices[1].bandwidth_bytes_per_s == 3e12
-    assert machine.cpu.bandwidth_bytes_per_s == 2 * 359.9e9
+    assert machine.cpu.bandwidth_bytes_per_s == 2 * 460.8e9
     assert machine.cpu.flops_per_s == {"bf16": 1e12}
     assert ("cuda:3", "cuda:4") in [link.between for link in machine.links]
 

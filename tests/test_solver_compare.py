@@ -135,7 +135,7 @@ def test_granularity_and_pins_flag_too(options: dict[str, Any], rule: str, said:
 
 def test_what_is_not_allowed_may_be_better() -> None:
     """A mask splits layers, which granularity module does not."""
-    found = compare("qwen3-30b-a3b", "1xRTX4090,ram=96GB", objective="decode")
+    found = compare("qwen3-30b-a3b", "1xRTX4090,ram=96GB", objective="decode", target="llama.cpp")
     best = found.rows[0]
     assert best.name == "sglang-kt uniform, one GPU"
     assert best.ratio is not None
