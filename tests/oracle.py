@@ -21,6 +21,8 @@ from profiles import Block, Device, Hardware, LayerPlacement, Link, ModelProfile
 from profiles.model import Workspace
 
 OBJECTIVES = ("request", "decode", "prefill", "throughput")
+KEEPS_A_LATENT = re.compile("deepseek_v(2|3|32)|kimi_(k2|linear)|glm4_moe_lite|glm_moe_dsa|longcat_flash")
+"""Architectures whose attention has a compressed cache (MLA)."""
 
 
 @dataclass(frozen=True)
@@ -246,7 +248,7 @@ class Oracle:
             )
         if device.flops_efficiency is not None:
             run = peak * device.flops_efficiency
-        latent = self.profile.architecture in ("deepseek_v2", "deepseek_v3")
+        latent = KEEPS_A_LATENT.fullmatch(self.profile.architecture or "") is not None
         rate = habits.latent_scores_per_s if part == "attention" and latent else habits.scores_per_s
         waiting = cached / read
         if habits.cache_efficiency is not None:
@@ -280,7 +282,7 @@ class Oracle:
             window = math.inf if attention.kv_window_tokens is None else attention.kv_window_tokens
             cached = min(context, window) * attention.kv_bytes_per_token + attention.state_bytes
             pairs = min(context + tokens / batch / 2, window) * attention.flops_per_token_pair
-            alone = tokens == batch
+            alone = tokens <= batch  # scaling from a measured count may go below a token a sequence
             return {
                 "touched": weights,
                 "flops": tokens * (2 * params + (0 if alone else pairs)),
@@ -329,7 +331,13 @@ class Oracle:
                 stored = math.ceil(share * experts.weight_bytes.on(device.kind))
                 if hits:
                     work = self._roofline(
-                        device, "experts", hits * stored / len(ids), 2 * params / experts.count * hits, experts=len(ids)
+                        device,
+                        "experts",
+                        touched=hits * stored / len(ids),
+                        flops=2 * params / experts.count * hits,
+                        params=params / experts.count * hits,
+                        bits=8 * experts.weight_bytes.on(device.kind) / params,
+                        experts=len(ids),
                     )
                     times.append(self.outside(attention, name, 1) + work)
             slowest.append(max(times))
