@@ -91,7 +91,7 @@ def test_an_engine_that_is_not_known_is_one_clear_error(name: str) -> None:
     for known in (*engines().targets, *(engine.name for engine in engines().engines)):
         assert known in line
     if name:
-        with pytest.raises(TargetError, match="engine: .* is not known"):
+        with pytest.raises(TargetError, match=r"engine: .* is not known"):
             CostModel(load_profile("llama-3.1-8b"), load_hardware("cpu=EPYC-9654"), engine=name)
 
 
