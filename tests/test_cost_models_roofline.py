@@ -46,10 +46,12 @@ def test_what_a_device_leaves_out_is_its_engines() -> None:
     launch = gpu.launch_s.experts
     assert seconds(device(), 1e9, 0) == pytest.approx(launch + 1e9 / (1e12 * gpu.bandwidth_efficiency), rel=1e-12)
     assert seconds(device(), 0, 1e14) == pytest.approx(launch + 1 / gpu.flops_efficiency, rel=1e-12)
-    slow = device("cpu", bandwidth_bytes_per_s=50e9)
-    assert seconds(slow, 1e9, 0) == pytest.approx(
-        cpu.launch_s.experts + 1e9 / (50e9 * cpu.bandwidth_efficiency), rel=1e-12
-    )
+    assert cpu.knee_bytes_per_s is not None
+    below = cpu.knee_bytes_per_s / 2
+    read_s = 1e9 / (below * cpu.bandwidth_efficiency)
+    slow = device("cpu", bandwidth_bytes_per_s=below)
+    assert seconds(slow, 1e9, 0) == pytest.approx(cpu.launch_s.experts + read_s, rel=1e-12)
+    assert seconds(slow, 0, 1e15) == pytest.approx(cpu.launch_s.experts + 10 / cpu.flops_efficiency, rel=1e-12)
 
 
 @pytest.mark.parametrize(
