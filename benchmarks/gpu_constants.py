@@ -16,7 +16,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from cost_models.engines import engine_of
 from cost_models.experts import distinct_experts
-from cost_models.roofline import roofline_s
+from cost_models.roofline import Work, roofline_s
 from profiles.model import ModelProfile
 from runtime_adapter.anatomy import experts_of
 from runtime_adapter.hooks import moved
@@ -194,7 +194,9 @@ def experts_rates(bench: Bench) -> Table:
                 seconds = bench.seconds(calls(part, device, tokens))
                 touched = distinct_experts(block, tokens) * block.weight_bytes.gpu / block.count
                 flops = 2.0 * block.params / block.count * block.active * tokens
-                predicted = roofline_s(found.device(place), touched, flops)
+                habits = TORCH.cpu if place == "cpu" else TORCH.gpu
+                work = Work("experts", touched, flops=flops, experts=block.count)
+                predicted = roofline_s(found.device(place), habits, work)
                 yield "Experts of one layer, DeepSeek-V2-Lite's shape, bf16, with the machine as measured", {
                     "on": place, "kernel": kernel, "tokens": tokens, "ms": seconds * 1e3,
                     "GB/s": touched / seconds / GB, "TFLOP/s": flops / seconds / 1e12,

@@ -150,10 +150,10 @@ def test_products_of_a_gpu_go_with_its_family() -> None:
 
 @pytest.mark.parametrize("engine", engines().engines, ids=lambda engine: engine.name)
 def test_every_rule_for_a_family_is_for_some_part_and_the_only_one(engine: Engine) -> None:
+    gpus, cpus = ([part.name for part in parts] for parts in (catalogue().gpus, catalogue().cpus))
     copies = engine.copies.hosts if engine.copies else ()
-    parts = [(engine.gpu.products, catalogue().gpus), (engine.cpu.products, catalogue().cpus)]
-    for rules, known in [*parts, (copies, catalogue().cpus)]:
-        fitting = [[rule.model for rule in rules if re.search(rule.model, part.name, re.IGNORECASE)] for part in known]
+    for rules, known in ((engine.gpu.products, gpus), (engine.cpu.products, cpus), (copies, cpus)):
+        fitting = [[rule.model for rule in rules if re.search(rule.model, name, re.IGNORECASE)] for name in known]
         assert all(len(found) <= 1 for found in fitting)
         assert {rule.model for rule in rules} == {model for found in fitting for model in found}
 
@@ -442,8 +442,8 @@ def test_every_block_takes_what_the_oracle_says(engine: Engine, seed: int) -> No
     costs = CostModel(instance.profile, instance.hardware, instance.workload, engine=engine.name)
     oracle = Oracle(instance.profile, instance.hardware, instance.workload, engine=engine.name)
     blocks = [("embedding", 0), ("head", 0)]
-    for i, layer in enumerate(instance.profile.layers):
-        blocks += [("attention", i)] if layer.experts is None else [("attention", i), ("experts", i)]
+    for i, one in enumerate(instance.profile.layers):
+        blocks += [("attention", i)] if one.experts is None else [("attention", i), ("experts", i)]
     for step in (Step(1, 0.0), Step(1, 1000.5), Step(2, 64.0), Step(512, 512.0)):
         for name in oracle.names:
             for part, layer in blocks:

@@ -142,7 +142,7 @@ def costs(workload: Workload, **attention: Any) -> CostModel:
             },
         ],
     )
-    plain = {"launch_s": 0.0, "bandwidth_efficiency": 1.0, "flops_efficiency": 1.0}
+    plain: dict[str, Any] = {"launch_s": 0.0, "bandwidth_efficiency": 1.0, "flops_efficiency": 1.0}
     link = Link(between=("cpu", "cuda:0"), bandwidth_bytes_per_s=1e9, latency_s=1e-3)
     cpu = device("cpu", **plain, bandwidth_bytes_per_s=1e11, sync_s=1e-4)
     return CostModel(profile, Hardware(name="one card", devices=[device(**plain), cpu], links=[link]), workload)
