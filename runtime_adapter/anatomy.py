@@ -8,6 +8,9 @@ from torch import nn
 
 from profiles.errors import ApplyError
 
+NORMS = ("norm", "embedding_norm", "final_layernorm")
+"""What base models call the norm before the head."""
+
 
 @dataclass(frozen=True)
 class Anatomy:
@@ -38,10 +41,10 @@ def anatomy_of(model: nn.Module) -> Anatomy:
         head = _called(model, "get_output_embeddings")
     if not isinstance(base, nn.Module) or not isinstance(embedding, nn.Module) or not isinstance(head, nn.Module):
         raise ApplyError(f"{kind}: no causal LM with an embedding and a head; load it with AutoModelForCausalLM")
-    layers, norm = getattr(base, "layers", None), getattr(base, "norm", None)
+    layers, norm = getattr(base, "layers", None), next((getattr(base, n) for n in NORMS if hasattr(base, n)), None)
     if not isinstance(layers, nn.ModuleList) or not isinstance(norm, nn.Module):
         raise ApplyError(
-            f"{kind}: {type(base).__name__} has no `layers` and `norm`; this architecture is not supported"
+            f"{kind}: {type(base).__name__} has no `layers` and final norm; this architecture is not supported"
         )
     experts = tuple(experts_of(layer, f"{kind} layer {i}") for i, layer in enumerate(layers))
     return Anatomy(model, base, embedding, tuple(layers), experts, norm, head)
@@ -55,6 +58,11 @@ def experts_of(layer: nn.Module, where: str = "layer") -> nn.Module | None:
     for more than one set of experts.
     """
     found: list[tuple[str, nn.Module]] = [(name, m) for name, m in layer.named_modules() if expert_count(m)]
+    around = {name.rpartition(".")[0] for name, _ in found}
+    if len(found) > 1 and len(around) == 1:  # the parts of a module that a plan has divided
+        whole = layer.get_submodule(around.pop())
+        if all(type(part) is type(whole) for _, part in found):
+            return whole
     if len(found) > 1:
         names = ", ".join(name for name, _ in found)
         raise ApplyError(f"{where}: several sets of routed experts ({names}); this architecture is not supported")

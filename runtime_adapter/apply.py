@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -69,8 +70,9 @@ def apply(
 ) -> Applied:
     """Move a live transformers causal LM to where `plan` says and make its forward follow.
 
-    A layer lives, computes and keeps its KV cache on its attention device; only routed experts may be elsewhere, and
-    are computed there: hidden states travel, weights never do. Logits come back to the device of the input ids.
+    A layer lives, computes and keeps its KV cache on its attention device; only routed experts may be elsewhere, all
+    of a layer's or some of them, and are computed there: hidden states travel, weights never do. A GPU's part of them
+    and the CPU's are computed side by side. Logits come back to the device of the input ids.
     `model` is changed in place until `undo()`; gradients and optimizers made before do not follow the moved copies.
 
     `devices` maps the plan's device names to torch devices; a name left out means itself. Several names may map to one
@@ -78,7 +80,8 @@ def apply(
     freed as soon as its copy exists, unless something else shares its storage.
 
     Raises ApplyError, with the model as it was, when the plan does not fit the model, a device does not exist, the
-    model is already applied, dispatched or not fully loaded, a layer's experts are split, or memory runs out half way.
+    model is already applied, dispatched or not fully loaded, split experts are of a kind that cannot be divided, or
+    memory runs out half way.
     """
     if importlib.util.find_spec("torch") is None:
         raise ApplyError("apply: torch is not installed; install moeplan[torch]")
@@ -101,9 +104,16 @@ def apply(
 def _carry_out(homes: Homes, applied: Applied, keep_host: bool) -> None:
     """Move, hook and announce, leaving in `applied` how to undo whatever was done, also when this raises."""
     from runtime_adapter.hooks import hook_forward
+    from runtime_adapter.split_experts import divide
     from runtime_adapter.weights import move_weights
 
-    applied.moved_bytes = move_weights(homes.modules, keep_host, applied._steps_back)
+    moved: Counter[str] = Counter()
+    applied.moved_bytes = moved
+    names = {id(module): name for name, module, _ in homes.modules}
+    for experts, parts in zip(homes.anatomy.experts, homes.parts, strict=True):
+        if experts is not None and parts is not None:
+            moved.update(divide(experts, parts, names[id(experts)], keep_host, applied._steps_back))
+    moved.update(move_weights(homes.modules, keep_host, applied._steps_back))
     hook_forward(homes, applied._steps_back)
     _keep_cpu_kernels(homes, applied._steps_back)
     _announce(homes.anatomy.model, dict(applied.device_map), applied._steps_back)
@@ -118,9 +128,11 @@ def _keep_cpu_kernels(homes: Homes, steps_back: list[Callable[[], None]]) -> Non
     """
     if homes.embedding.type == "cpu":
         return
-    for experts, device in zip(homes.anatomy.experts, homes.experts, strict=True):
-        config, on_cpu = getattr(experts, "config", None), device is not None and device.type == "cpu"
-        if on_cpu and getattr(config, "_experts_implementation", None) == "grouped_mm":
+    whole = [m for m, d in zip(homes.anatomy.experts, homes.experts, strict=True) if d is not None and d.type == "cpu"]
+    parts = [m._modules.get("cpu") for m, p in zip(homes.anatomy.experts, homes.parts, strict=True) if m and p]
+    for experts in (*whole, *parts):
+        config = getattr(experts, "config", None)
+        if getattr(config, "_experts_implementation", None) == "grouped_mm":
             steps_back.append(partial(setattr, experts, "config", config))
             setattr(experts, "config", copy.copy(config))  # noqa: B010 -- nn.Module declares no such attribute
 

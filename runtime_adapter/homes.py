@@ -10,13 +10,16 @@ from torch import nn
 
 from profiles.placement import LayerPlacement, Placement
 from runtime_adapter.anatomy import Anatomy, expert_count
+from runtime_adapter.split_experts import Parts
 
 
 @dataclass(frozen=True)
 class Homes:
     """Where everything goes: real devices by part, and the two views of them that mover and runtime need.
 
-    `device_map` has one entry a placed module; `modules` every module of the model, as (name, module, device).
+    Of a layer's entries in `experts` and `parts` one is not None where it has experts: the one device of them all, or
+    the ids on each device where they are divided. `device_map` has one entry a placed module, also a part; `modules`
+    every module of the model, as (name, module, device).
     """
 
     anatomy: Anatomy
@@ -24,6 +27,7 @@ class Homes:
     head: torch.device
     attention: tuple[torch.device, ...]
     experts: tuple[torch.device | None, ...]
+    parts: tuple[Parts | None, ...]
     device_map: Mapping[str, torch.device]
     modules: tuple[tuple[str, nn.Module, torch.device], ...]
 
@@ -32,10 +36,12 @@ def homes_of(plan: Placement, anatomy: Anatomy, real: Mapping[str, torch.device]
     """The homes that `plan`, already checked against `anatomy`, gives every module; `real` names its torch devices."""
     embedding, head = real[plan.embedding], real[plan.head]
     attention = tuple(real[layer.attention] for layer in plan.layers)
-    experts = tuple(
-        None if module is None else real[experts_device(layer, expert_count(module)) or layer.attention]
+    parts = [
+        {} if module is None else _parts(layer, expert_count(module), real)
         for layer, module in zip(plan.layers, anatomy.experts, strict=True)
-    )
+    ]
+    experts = tuple(next(iter(part)) if len(part) == 1 else None for part in parts)
+    divided = tuple(part if len(part) > 1 else None for part in parts)
     placed = {id(anatomy.embedding): embedding, id(anatomy.norm): head, id(anatomy.head): head}
     placed |= {id(layer): device for layer, device in zip(anatomy.layers, attention, strict=True)}
     placed |= {id(m): d for m, d in zip(anatomy.experts, experts, strict=True) if m is not None and d is not None}
@@ -44,7 +50,17 @@ def homes_of(plan: Placement, anatomy: Anatomy, real: Mapping[str, torch.device]
     rest = {id(anatomy.model): head, id(anatomy.base): embedding}
     modules = tuple(_walk(anatomy.model, "", placed | rest, head))
     device_map = {name: device for name, module, device in modules if id(module) in placed}
-    return Homes(anatomy, embedding, head, attention, experts, device_map, modules)
+    split = {id(module): part for module, part in zip(anatomy.experts, divided, strict=True) if part}
+    device_map |= {f"{name}.{d}": d for name, module, _ in modules for d in split.get(id(module), ())}
+    return Homes(anatomy, embedding, head, attention, experts, divided, device_map, modules)
+
+
+def _parts(layer: LayerPlacement, count: int, real: Mapping[str, torch.device]) -> Parts:
+    """The ids of a layer's `count` experts by real device, of which several of the plan's devices may be one."""
+    ids: dict[torch.device, list[int]] = {}
+    for name, here in layer.experts.items():
+        ids.setdefault(real[name], []).extend(range(count) if here == "all" else here)
+    return {device: tuple(sorted(here)) for device, here in ids.items()}
 
 
 def _walk(
@@ -55,12 +71,3 @@ def _walk(
     yield name, module, device
     for key, child in module.named_children():
         yield from _walk(child, f"{name}.{key}" if name else key, placed, device)
-
-
-def experts_device(layer: LayerPlacement, count: int) -> str | None:
-    """The one device with all `count` experts of a layer, also when it lists every id; None if there is none."""
-    if len(layer.experts) == 1:
-        ((device, ids),) = layer.experts.items()
-        if ids == "all" or sorted(ids) == list(range(count)):
-            return device
-    return None

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from runtime_adapter.homes import Homes
+from runtime_adapter.hops import hop
 
 
 def carried(value: Any, carry: Callable[[Tensor], Tensor]) -> Any:
@@ -29,7 +30,7 @@ def carried(value: Any, carry: Callable[[Tensor], Tensor]) -> Any:
 
 def moved(value: Any, device: torch.device) -> Any:
     """`value` with its tensors on `device`; those already there are the same objects."""
-    return carried(value, lambda tensor: tensor.to(device))
+    return carried(value, lambda tensor: hop(tensor, device))
 
 
 @dataclass(eq=False)
@@ -47,10 +48,10 @@ class Shared:
 
     def _moved(self, tensor: Tensor, device: torch.device) -> Tensor:
         if tensor.device == device or not self.open:
-            return tensor.to(device)
+            return hop(tensor, device)
         known = self.copies.get((id(tensor), device))
         if known is None:
-            known = self.copies[id(tensor), device] = (tensor, tensor.to(device))
+            known = self.copies[id(tensor), device] = (tensor, hop(tensor, device))
         return known[1]
 
     def reset(self, is_open: bool) -> None:
@@ -140,10 +141,10 @@ class SendLogitsHome(PlanHook):
         if home is None:
             return output
         if isinstance(output, tuple):
-            return tuple(item.to(home) if isinstance(item, Tensor) else item for item in output)
+            return tuple(hop(item, home) if isinstance(item, Tensor) else item for item in output)
         for key, value in output.items():
             if isinstance(value, Tensor):
-                output[key] = value.to(home)
+                output[key] = hop(value, home)
         return output
 
 

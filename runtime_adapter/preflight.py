@@ -9,18 +9,20 @@ from torch import nn
 
 from profiles.errors import ApplyError
 from profiles.hardware import DEVICE_NAME
-from profiles.placement import Placement
+from profiles.placement import LayerPlacement, Placement
 from runtime_adapter.anatomy import Anatomy, anatomy_of, expert_count
-from runtime_adapter.homes import Homes, experts_device, homes_of
+from runtime_adapter.homes import Homes, homes_of
 from runtime_adapter.hooks import PlanHook
+from runtime_adapter.split_experts import is_divisible
 
 
 def check(plan: Placement, model: nn.Module, devices: Mapping[str, torch.device | str]) -> Homes:
     """Decide where every module of `model` goes under `plan`; raises ApplyError with the reason when it cannot be."""
     if not isinstance(plan, Placement):
         raise ApplyError(f"plan: expected a Placement, got {type(plan).__name__}; read one with Placement.from_dict")
+    if isinstance(model, nn.Module):
+        _check_untouched(model)
     anatomy = anatomy_of(model)
-    _check_untouched(model)
     _check_layers(plan, anatomy)
     _check_tensors(model)
     real = _real_devices(plan, devices)
@@ -53,11 +55,27 @@ def _check_layers(plan: Placement, anatomy: Anatomy) -> None:
             raise ApplyError(f"layers[{i}]: dense in the model, but the plan places experts; plan for this model")
         if experts is not None and not layer.experts:
             raise ApplyError(f"layers[{i}]: has experts in the model, but none in the plan; plan for this model")
-        if experts is not None and experts_device(layer, expert_count(experts)) is None:
-            raise ApplyError(
-                f"layers[{i}].experts: split over {', '.join(layer.experts)}; per-expert splits are not supported by "
-                "this version of apply; solve with granularity='module'"
-            )
+        if experts is not None and layer.experts_device is None:
+            _check_split(layer, experts, f"layers[{i}].experts")
+
+
+def _check_split(layer: LayerPlacement, experts: nn.Module, where: str) -> None:
+    """That every expert is on one device, and that the module can be divided where these are several."""
+    count = expert_count(experts)
+    ids = sorted(i for here in layer.experts.values() if here != "all" for i in here)
+    stray = [i for i in ids if i >= count]
+    if stray:
+        raise ApplyError(f"{where}: expert {stray[0]} of a layer with {count}; plan for this model")
+    if len(ids) < count:
+        lost = next(i for i in range(count) if i not in set(ids))
+        raise ApplyError(
+            f"{where}: {count - len(ids)} of {count} are on no device, first {lost}; place each once"
+        )
+    if len(layer.experts) > 1 and not is_divisible(experts):
+        raise ApplyError(
+            f"{where}: split over {', '.join(layer.experts)}, but {type(experts).__name__} cannot be divided; solve "
+            "with granularity='module'"
+        )
 
 
 def _check_tensors(model: nn.Module) -> None:

@@ -545,7 +545,6 @@ def plan_of(*layers: dict[str, Any], embedding: str = "cuda:0", head: str = "cud
 
 DENSE: dict[str, Any] = {"attention": "cuda:0"}
 MOE: dict[str, Any] = {"attention": "cuda:0", "experts": {"cpu": "all"}}
-SPLIT: dict[str, Any] = {"attention": "cuda:0", "experts": {"cpu": [0, 1], "cuda:1": [2, 3, 4, 5, 6, 7]}}
 PART: dict[str, Any] = {"attention": "cuda:0", "experts": {"cpu": [0, 1]}}
 
 
@@ -555,8 +554,7 @@ PART: dict[str, Any] = {"attention": "cuda:0", "experts": {"cpu": [0, 1]}}
         (plan_of(DENSE, MOE), VIRTUAL, "layers: the plan has 2, DeepseekV2ForCausalLM has 3"),
         (plan_of(MOE, MOE, MOE), VIRTUAL, r"layers\[0\]: dense in the model, but the plan places experts"),
         (plan_of(DENSE, DENSE, MOE), VIRTUAL, r"layers\[1\]: has experts in the model, but none in the plan"),
-        (plan_of(DENSE, SPLIT, MOE), VIRTUAL, r"layers\[1\].experts: split over cpu, cuda:1; .* not supported"),
-        (plan_of(DENSE, MOE, PART), VIRTUAL, r"layers\[2\].experts: split over cpu; .* not supported"),
+        (plan_of(DENSE, MOE, PART), VIRTUAL, r"layers\[2\].experts: 6 of 8 are on no device, first 2; place each once"),
         (plan_of(DENSE, MOE, MOE), {"gpu0": "vgpu:0"}, "'gpu0' is not a device of a plan"),
         (plan_of(DENSE, MOE, MOE), {"cuda:0": "nonsense:0"}, r"cuda:0 \(mapped to nonsense:0\): not a torch device"),
         (plan_of(DENSE, MOE, MOE), {"cuda:0": "meta"}, "the meta device computes nothing"),

@@ -1,4 +1,4 @@
-"""Tiny random models of the six MoE families that apply is tested on. Importing this needs torch and transformers."""
+"""Tiny random models of the MoE families that apply is tested on. Importing this needs torch and transformers."""
 
 from __future__ import annotations
 
@@ -61,11 +61,47 @@ FAMILIES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
         },
     ),
 }
+GLM = {**QWEN, "n_routed_experts": EXPERTS, "n_shared_experts": 1, "first_k_dense_replace": 1, "head_dim": 8}
+LINEAR = {f"linear_{kind}_head_dim": 8 for kind in ("key", "value")} | {"linear_num_key_heads": 2}
+MORE_FAMILIES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    "olmoe": ("Olmoe", {**QWEN, "intermediate_size": 16}),
+    "glm4_moe": ("Glm4Moe", {**GLM, "n_group": 1, "topk_group": 1}),
+    "ernie4_5_moe": (
+        "Ernie4_5_Moe",
+        {**QWEN, "moe_num_experts": EXPERTS, "moe_k": 3, "moe_num_shared_experts": 1, "moe_layer_start_index": 1},
+    ),
+    "minimax_m2": ("MiniMaxM2", {**QWEN, "intermediate_size": 16, "num_local_experts": EXPERTS, "head_dim": 8}),
+    "granitemoe": ("GraniteMoe", {"intermediate_size": 16, "num_local_experts": EXPERTS, "num_experts_per_tok": 3}),
+    "hunyuan_v1_moe": ("HunYuanMoEV1", {**QWEN, "intermediate_size": 16, "moe_topk": 3, "head_dim": 8}),
+    # Every second layer has linear attention, whose state is not a growing cache.
+    "qwen3_next": (
+        "Qwen3Next",
+        {
+            **QWEN,
+            **LINEAR,
+            "head_dim": 8,
+            "num_key_value_heads": 2,
+            "shared_expert_intermediate_size": 24,
+            "linear_num_value_heads": 4,
+            "full_attention_interval": 2,
+        },
+    ),
+    "lfm2_moe": (
+        "Lfm2Moe",
+        {
+            **QWEN,
+            "num_dense_layers": 1,
+            "num_key_value_heads": 2,
+            "layer_types": ["conv", "full_attention", "full_attention"],
+        },
+    ),
+}
+"""Families that are tried with fewer placements each."""
 
 
 def tiny_model(family: str, **changes: Any) -> transformers.PreTrainedModel:
     """A model of the family with fixed random weights; `changes` are config fields, e.g. `tie_word_embeddings`."""
-    name, own = FAMILIES[family]
+    name, own = {**FAMILIES, **MORE_FAMILIES}[family]
     config = getattr(transformers, f"{name}Config")(**{**COMMON, **own, **changes})
     torch.manual_seed(0)
     model = getattr(transformers, f"{name}ForCausalLM")(config).eval()
