@@ -14,6 +14,7 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from profiles.errors import ApplyError
 from runtime_adapter.anatomy import expert_count
@@ -62,10 +63,10 @@ class SplitForward:
             (part, pairs, self._rows(part, hidden, pairs // k), hop(local, part.device))
             for part, pairs, local in self._pairs(top_k_index.reshape(-1, k), slot_by_slot=eager)
         ]
-        computed = [(pairs, _computed(part, rows, ids)) for part, pairs, rows, ids in reversed(work)]
         slots = hidden.new_zeros((top_k_index.numel(), hidden.shape[-1]))
-        for pairs, rows in computed:
-            slots.index_copy_(0, hop(pairs, home), hop(rows, home))
+        while work:  # the last is the CPU's
+            part, pairs, rows, ids = work.pop()
+            slots.index_copy_(0, hop(pairs, home), hop(_computed(part, rows, ids), home))
         weighted = (slots * top_k_weights.reshape(-1, 1)).view(-1, k, hidden.shape[-1])
         if eager:
             total = _summed_by_expert(weighted.to(hidden.dtype), top_k_index.reshape(-1, k))
@@ -168,7 +169,8 @@ def _rows_on(tensor: Tensor, ids: tuple[int, ...] | None, device: torch.device, 
     try:
         with torch.inference_mode(False), torch.no_grad():
             rows = torch.empty(shape, dtype=tensor.dtype, device=device)
-            for start, first, count in _runs(range(tensor.shape[0]) if ids is None else ids):
+            runs = [] if isinstance(tensor, FakeTensor) else _runs(range(tensor.shape[0]) if ids is None else ids)
+            for start, first, count in runs:
                 rows[start : start + count].copy_(tensor.detach()[first : first + count])
             return rows
     except RuntimeError as problem:  # torch.OutOfMemoryError is one
