@@ -21,7 +21,8 @@ from profiles import (
     load_placement,
     load_profile,
 )
-from runtime_adapter import Applied, DryRun, apply, dry_run, export, read_activations, read_rules
+from runtime_adapter import Applied, DryRun, apply, dry_run, export, measure, read_activations, read_rules
+from runtime_adapter.rehearse import Rehearsal, rehearse
 from solver import Comparison, Evaluation, compare, evaluate, solve
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "MoeplanError",
     "Placement",
     "ProfileError",
+    "Rehearsal",
     "TargetError",
     "Workload",
     "apply",
@@ -47,7 +49,9 @@ __all__ = [
     "load_hardware",
     "load_placement",
     "load_profile",
+    "measure",
     "read_activations",
     "read_rules",
+    "rehearse",
     "solve",
 ]

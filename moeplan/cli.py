@@ -363,7 +363,8 @@ def main() -> None:
 
 
 import moeplan.calibrate_command  # noqa: E402
-import moeplan.compare_command  # noqa: E402, F401 - they register their commands, and need all of the above
+import moeplan.compare_command  # noqa: E402
+import moeplan.rehearse_command  # noqa: E402, F401 - they register their commands, and need all of the above
 
 if __name__ == "__main__":
     from moeplan import cli  # this very file once more: the one where that command is

@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import backend_registration
 from torch.utils._python_dispatch import TorchDispatchMode
 
-NAME = "fakegpu"
+NAME = "vgpu"
 MOST_DEVICES = 1024
 ATTENTION = torch.nn.functional.scaled_dot_product_attention
 aten = torch.ops.aten

@@ -268,7 +268,7 @@ def test_the_cap_of_a_device_names_it_and_the_phase() -> None:
     with pytest.raises(ApplyError, match=r"^prefill 1: .*cuda:0.*mend the plan$") as problem:
         dry_run(plan, config, prompt_tokens=64, caps={"cuda:0": run.peak_bytes["cuda:0"] - 1})
     assert "\n" not in str(problem.value)
-    assert "fakegpu" not in str(problem.value)
+    assert "vgpu" not in str(problem.value)
     with pytest.raises(ApplyError, match=r"^cuda:1: the weights take \d+ of 1000 bytes"):
         dry_run(plan, config, caps={"cuda:1": 1000})
 
@@ -332,4 +332,4 @@ def test_without_another_made_up_device_its_own_is_registered() -> None:
         "print(torch._C._get_privateuse1_backend_name(), run.kv_bytes)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.stdout == "fakegpu {'cpu': 0, 'cuda:0': 65664, 'cuda:1': 0}\n", done.stderr
+    assert done.stdout == "vgpu {'cpu': 0, 'cuda:0': 65664, 'cuda:1': 0}\n", done.stderr
