@@ -87,7 +87,7 @@ def apply(
         raise ApplyError("apply: torch is not installed; install moeplan[torch]")
     from runtime_adapter.preflight import check
 
-    homes = check(plan, model, devices or {})
+    homes = check(plan, model, devices or {}, keep_host)
     applied = Applied(plan, {name: str(device) for name, device in homes.device_map.items()})
     try:
         _carry_out(homes, applied, keep_host)

@@ -11,12 +11,15 @@ from profiles.errors import ApplyError
 from profiles.hardware import DEVICE_NAME
 from profiles.placement import LayerPlacement, Placement
 from runtime_adapter.anatomy import Anatomy, anatomy_of, expert_count
+from runtime_adapter.free_memory import check_room
 from runtime_adapter.homes import Homes, homes_of
 from runtime_adapter.hooks import PlanHook
 from runtime_adapter.split_experts import is_divisible
 
 
-def check(plan: Placement, model: nn.Module, devices: Mapping[str, torch.device | str]) -> Homes:
+def check(
+    plan: Placement, model: nn.Module, devices: Mapping[str, torch.device | str], keep_originals: bool = False
+) -> Homes:
     """Decide where every module of `model` goes under `plan`; raises ApplyError with the reason when it cannot be."""
     if not isinstance(plan, Placement):
         raise ApplyError(f"plan: expected a Placement, got {type(plan).__name__}; read one with Placement.from_dict")
@@ -28,6 +31,7 @@ def check(plan: Placement, model: nn.Module, devices: Mapping[str, torch.device 
     real = _real_devices(plan, devices)
     homes = homes_of(plan, anatomy, real)
     _check_shared_modules(homes)
+    check_room(homes, keep_originals)
     return homes
 
 
@@ -68,9 +72,7 @@ def _check_split(layer: LayerPlacement, experts: nn.Module, where: str) -> None:
         raise ApplyError(f"{where}: expert {stray[0]} of a layer with {count}; plan for this model")
     if len(ids) < count:
         lost = next(i for i in range(count) if i not in set(ids))
-        raise ApplyError(
-            f"{where}: {count - len(ids)} of {count} are on no device, first {lost}; place each once"
-        )
+        raise ApplyError(f"{where}: {count - len(ids)} of {count} are on no device, first {lost}; place each once")
     if len(layer.experts) > 1 and not is_divisible(experts):
         raise ApplyError(
             f"{where}: split over {', '.join(layer.experts)}, but {type(experts).__name__} cannot be divided; solve "

@@ -15,7 +15,7 @@ Table = dict[str, Tensor | None]
 
 
 @dataclass(frozen=True)
-class _Slot:
+class Slot:
     """One place of a module where a tensor hangs, and the device where it is wanted."""
 
     name: str
@@ -36,7 +36,7 @@ def move_weights(
     may be called twice. Raises ApplyError naming the tensor and the device when a copy fails.
     """
     moved: dict[str, int] = {}
-    for slots in _one_memory(modules).values():
+    for slots in one_memory(modules).values():
         home = slots[0].tensor.device
         copies: dict[torch.device, Tensor] = {}
         for slot in slots:
@@ -54,9 +54,9 @@ def move_weights(
     return moved
 
 
-def _one_memory(modules: Iterable[tuple[str, nn.Module, torch.device]]) -> dict[Hashable, list[_Slot]]:
+def one_memory(modules: Iterable[tuple[str, nn.Module, torch.device]]) -> dict[Hashable, list[Slot]]:
     """All slots of the modules, grouped by the memory that their tensors occupy."""
-    groups: dict[Hashable, list[_Slot]] = {}
+    groups: dict[Hashable, list[Slot]] = {}
     seen: set[tuple[int, str]] = set()  # a module shared by two parents comes twice
     for name, module, device in modules:
         tables: tuple[Table, Table] = (module._parameters, module._buffers)  # type: ignore[assignment]
@@ -66,7 +66,7 @@ def _one_memory(modules: Iterable[tuple[str, nn.Module, torch.device]]) -> dict[
                     continue
                 seen.add((id(table), key))
                 full_name = f"{name}.{key}" if name else key
-                groups.setdefault(_memory(tensor), []).append(_Slot(full_name, table, key, tensor, device))
+                groups.setdefault(_memory(tensor), []).append(Slot(full_name, table, key, tensor, device))
     return groups
 
 
@@ -78,7 +78,7 @@ def _memory(tensor: Tensor) -> Hashable:
     return storage, tensor.storage_offset(), tensor.shape, tensor.stride(), tensor.dtype
 
 
-def _copied(slot: _Slot) -> Tensor:
+def _copied(slot: Slot) -> Tensor:
     try:
         with torch.inference_mode(False), torch.no_grad():
             return slot.tensor.detach().to(slot.device)
@@ -91,7 +91,7 @@ def _copied(slot: _Slot) -> Tensor:
     )
 
 
-def _hang(slots: list[_Slot], copies: dict[torch.device, Tensor], steps_back: list[Callable[[], None]]) -> None:
+def _hang(slots: list[Slot], copies: dict[torch.device, Tensor], steps_back: list[Callable[[], None]]) -> None:
     """Put the copies in their slots; two slots of one object on one device get one object again."""
     twins: dict[tuple[int, torch.device], Tensor] = {}
     for slot in slots:

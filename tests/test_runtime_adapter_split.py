@@ -21,7 +21,9 @@ pytest.importorskip("transformers")
 import vgpu  # noqa: E402 -- these need torch
 from tiny_models import EXPERTS, FAMILIES, MORE_FAMILIES, VOCABULARY, tiny_model  # noqa: E402
 
+from runtime_adapter import free_memory  # noqa: E402
 from runtime_adapter.anatomy import anatomy_of, expert_count  # noqa: E402
+from runtime_adapter.preflight import check  # noqa: E402
 from runtime_adapter.split_experts import SplitForward  # noqa: E402
 
 ALL_FAMILIES = (*FAMILIES, *MORE_FAMILIES)
@@ -226,3 +228,38 @@ def test_an_id_beyond_the_experts_adds_nothing() -> None:
         whole = experts(hidden, index, weights)
         with apply(halves(model, home="cpu"), model, devices=VIRTUAL):
             assert torch.equal(experts(hidden, index, weights), whole)
+
+
+@pytest.mark.parametrize("keep_host", [False, True])
+def test_what_does_not_fit_is_refused_before_a_byte_moves(monkeypatch: pytest.MonkeyPatch, keep_host: bool) -> None:
+    """The room that a device tells of decides, to the byte: what applying takes fits, one byte less does not."""
+    model = tiny_model("qwen2_moe", tie_word_embeddings=True)
+    plan, before = halves(model, "cuda:1", "cuda:2"), values(model)
+    with vgpu.ledger() as ledger, apply(plan, model, devices=VIRTUAL, keep_host=keep_host):
+        taken = ledger.live_bytes
+    assert set(taken) == {"vgpu:0", "vgpu:1", "vgpu:2"}
+    for device, size in taken.items():
+        for free in (size - 1, size):
+            room = {device: free}
+            monkeypatch.setattr(free_memory, "free_bytes", lambda d, room=room: room.get(str(d)))
+            with vgpu.ledger() as ledger:
+                if free == size:
+                    apply(plan, model, devices=VIRTUAL, keep_host=keep_host).undo()
+                    continue
+                with pytest.raises(ApplyError, match=f"^{device}: the plan puts .* more of weights there, but"):
+                    apply(plan, model, devices=VIRTUAL, keep_host=keep_host)
+                assert max(ledger.peak.values()) <= 64
+    assert values(model) == before
+
+
+def test_what_leaves_a_device_makes_room_there_unless_it_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model("mixtral")
+    anatomy = anatomy_of(model)
+    away = Placement(
+        embedding="cpu", head="cpu", layers=[{"attention": "cpu", "experts": {"cuda:1": "all"}}] * len(anatomy.layers)
+    )
+    homes = check(away, model, VIRTUAL)
+    coming, leaving = free_memory.moves(homes)
+    size = sum(p.numel() * 4 for experts in anatomy.experts if experts for p in experts.parameters())
+    assert coming == {torch.device("vgpu:1"): size}
+    assert leaving == {torch.device("cpu"): size}
