@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import random
@@ -107,6 +108,26 @@ def test_the_gathering_kernel_differs_by_rounding_alone(family: str) -> None:
     with apply(random_split(model, random.Random(3)), model, devices=VIRTUAL), torch.no_grad():
         logits = model(**inputs()).logits
     assert torch.allclose(logits, reference, rtol=1e-5, atol=1e-5 * float(reference.abs().max()))
+
+
+@pytest.mark.parametrize("how", [{"cache_implementation": "static"}, {"do_sample": True}, {"num_beams": 3}])
+@pytest.mark.parametrize("family", ["qwen3_moe", "deepseek_v3"])
+def test_other_ways_to_generate_follow_too(family: str, how: dict[str, Any]) -> None:
+    model, results = model_of(family, "eager"), []
+    for plan in (None, random_split(model, random.Random(7))):
+        torch.manual_seed(0)
+        with torch.no_grad(), apply(plan, model, devices=VIRTUAL) if plan else contextlib.nullcontext():
+            results.append(model.generate(**inputs(), max_new_tokens=6, **how))
+    assert torch.equal(*results)
+
+
+def test_a_compiled_layer_follows_too() -> None:
+    model = tiny_model("qwen3_moe")
+    reference = outcome(model, generate=False)[0]
+    with apply(halves(model, "cuda:1", "cuda:2"), model, devices=dict.fromkeys(GPUS, "cpu")):
+        for layer in model.model.layers:
+            layer.compile(backend="eager")
+        assert torch.equal(outcome(model, generate=False)[0], reference)
 
 
 def halves(model: Any, first: str = "cuda:1", second: str = "cpu", home: str = "cuda:0") -> Placement:
