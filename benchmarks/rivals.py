@@ -16,9 +16,9 @@ from typing import Literal
 from ortools.sat.python import cp_model
 
 from solver.assignment import Assignment, arrange
+from solver.cp_sat.run import Limits
+from solver.cp_sat.scip_counts import solve_scip_counts
 from solver.problem import Problem
-from solver.scip_counts import solve_scip_counts
-from solver.search import Limits
 
 Status = Literal["stopped", "infeasible", "limit"]
 
@@ -192,7 +192,7 @@ def _naive_plan(model: _Naive, solver: cp_model.CpSolver) -> Assignment:
 
 
 def scip_counts(problem: Problem, *, seconds: float, relative_gap: float) -> Run:
-    """`solver/scip_counts.py` by itself: counts without order, in one thread of SCIP, laid out in order as well
+    """`solver/cp_sat/scip_counts.py` by itself: counts without order, in one thread of SCIP, laid out in order as well
     as two simple ways can. No symmetry is broken: putting equal devices in order helped some instances and hurt others.
     """
     _check(problem)

@@ -14,17 +14,17 @@ from profiles.errors import InfeasiblePlacement, MoeplanError
 from profiles.placement import Granularity, Objective, Placement
 from profiles.presets import model_config_preset
 from solver.baselines import hand_plans
+from solver.cp_sat.run import Limits
 from solver.evaluate import Evaluation, judge
-from solver.explain import infeasible, may_fit
-from solver.plan_search import Candidate, ProvedInfeasible
-from solver.portfolio import Portfolio
+from solver.feasibility.explain import infeasible, may_fit
+from solver.feasibility.robust import robust_infeasible
 from solver.problem import Problem, Robust, build_problem
-from solver.robust import robust_infeasible
 from solver.rules import Allowed, Pins, breaks, check_target, coarser
-from solver.search import Limits
-from solver.split import SplitSearch
-from solver.streaming import StreamSearch
-from solver.ties import settle
+from solver.search.plans import Candidate, ProvedInfeasible
+from solver.search.portfolio import Portfolio
+from solver.search.streaming import StreamSearch
+from solver.search.ties import settle
+from solver.split.search import SplitSearch
 
 
 def solve(
@@ -51,7 +51,7 @@ def solve(
     plan is proved best among all placements that `granularity`, `target` and `pins` allow, to the solver's resolution
     (about 1e-7 of the objective); `feasible` when the search stopped with a gap. Of plans whose objectives differ by no
     more than `tie_tolerance`, as a share, the one is returned that leaves most memory free on the fullest device
-    (`solver/ties.py`; whole experts only): so an `optimal` plan may be that much above `bound_s`, the proved best.
+    (`solver/search/ties.py`; whole experts only): an `optimal` plan may be that much above `bound_s`, the proved best.
     With `robust` the plan fits even when any `robust_blocks` of the blocks on each device turn out to have that share
     more bytes of weights than the profile says; the memory in the plan stays as the profile says.
     The plan was checked by `evaluate`, and no hand rule under the same evaluator is better. Same input and seed give

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -174,3 +175,16 @@ def test_solving_needs_no_torch() -> None:
     missing = "".join(f"sys.modules[{name!r}] = None; " for name in HEAVY)
     solving = "import moeplan; print(moeplan.solve('qwen3-30b-a3b', '1xRTX4090,ram=96GB').status)"
     assert python(f"import sys; {missing}{solving}") == "optimal"
+
+
+def test_the_folders_of_the_solver_need_each_other_in_one_direction() -> None:
+    """solve > split > search > feasibility, heuristics > cp_sat > column_generation > the files at the top."""
+    needs: dict[str, set[str]] = {}
+    for file in (file for file in FILES if room_of(file) == "solver" and file.name != "__init__.py"):
+        here = file.parent.name if file.parent.name != "solver" else file.stem
+        for _, module in imports(tree_of(file)):
+            parts = str(module).split(".")
+            if parts[0] == "solver" and len(parts) > 1 and parts[1] != here:
+                needs.setdefault(here, set()).add(parts[1])
+    assert needs["split"] >= {"search", "heuristics"}
+    assert list(graphlib.TopologicalSorter(needs).static_order())[-1] in ("compare", "solve")

@@ -11,12 +11,12 @@ from itertools import pairwise
 import pytest
 from tiny_problems import Plans, every_plan, problems, turns_problem
 
-from solver import columns as columns_module
 from solver.assignment import Assignment
-from solver.columns import ColumnSearch, Ranges, _lagrangian, _Node
-from solver.contents import contents_of
-from solver.interleaved import InterleavedKnapsack
-from solver.network import UNLIMITED, Network, Row, Step
+from solver.column_generation import columns as columns_module
+from solver.column_generation.columns import ColumnSearch, Ranges, _lagrangian, _Node
+from solver.column_generation.contents import contents_of
+from solver.column_generation.interleaved import InterleavedKnapsack
+from solver.column_generation.network import UNLIMITED, Network, Row, Step
 from solver.problem import Problem
 
 NO_PLAN = 2**62

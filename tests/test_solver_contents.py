@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from tiny_problems import problems, random_problem
 
-from solver import contents as contents_module
-from solver import interleaved as interleaved_module
-from solver.contents import Contents, Integers, Knapsack, Prices, contents_of, merged
-from solver.interleaved import InterleavedKnapsack
+from solver.column_generation import contents as contents_module
+from solver.column_generation import interleaved as interleaved_module
+from solver.column_generation.contents import Contents, Integers, Knapsack, Prices, contents_of, merged
+from solver.column_generation.interleaved import InterleavedKnapsack
+from solver.column_generation.windows import Windows
 from solver.problem import Problem
-from solver.windows import Windows
 
 NEVER = -(10**15)
 TURNS = ((1, 0, 6, 2), (2, 0, 5, 2), (1, 0, 5, 2), (1, 1, 7, 2), (1, 0, 8, 3), (2, 0, 9, 2), (1, 0, 10, 3))
@@ -250,8 +250,8 @@ def fewest_windows(one: set[tuple[int, ...]], sizes: tuple[int, ...]) -> dict[tu
 def test_what_too_many_windows_hold_is_not_told_apart(most_vectors: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Numbers of attentions may be too many to list; then everything that two windows do not hold needs three at least,
     or two that one does not hold, where those of two are too many as well."""
-    monkeypatch.setattr("solver.windows.MOST_CELLS", 1)
-    monkeypatch.setattr("solver.windows.MOST_VECTORS", most_vectors)
+    monkeypatch.setattr("solver.column_generation.windows.MOST_CELLS", 1)
+    monkeypatch.setattr("solver.column_generation.windows.MOST_VECTORS", most_vectors)
     problem = random_problem(random.Random(4_100), shape=(1, 0, 10, 3))
     problem = replace(problem, layer_class=(0, 1, 2, 0, 2, 1, 0, 1, 2, 0))
     windows, runs = Windows(problem), least_runs(problem.layer_class, 3)

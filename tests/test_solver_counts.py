@@ -18,14 +18,14 @@ from tiny_problems import problems
 from cost_models import CostModel
 from profiles import Device, Hardware, Link
 from solver.assignment import Assignment, Counts, arrange
-from solver.counts import _pair_off, solve_counts
+from solver.cp_sat.counts import _pair_off, solve_counts
+from solver.cp_sat.free_order import solve_free_order
+from solver.cp_sat.patterns import groups_of, patterns_on, solve_patterns
+from solver.cp_sat.run import Limits
+from solver.cp_sat.slices import solve_slices
 from solver.evaluate import judge
-from solver.free_order import solve_free_order
-from solver.patterns import groups_of, patterns_on, solve_patterns
 from solver.problem import Problem, build_problem
 from solver.rules import Allowed
-from solver.search import Limits
-from solver.slices import solve_slices
 
 LIMITS = Limits(60.0)
 

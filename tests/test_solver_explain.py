@@ -26,12 +26,13 @@ from profiles import (
     load_hardware,
     load_profile,
 )
-from solver import explain, solve
-from solver.changes import _largest, _smallest
+from solver import solve
 from solver.evaluate import judge
-from solver.explain import infeasible
-from solver.fits import Budget, Missing, fits, least_missing
-from solver.needs import Demand, demand_of
+from solver.feasibility import explain
+from solver.feasibility.changes import _largest, _smallest
+from solver.feasibility.explain import infeasible
+from solver.feasibility.fits import Budget, Missing, fits, least_missing
+from solver.feasibility.needs import Demand, demand_of
 from solver.problem import Problem, build_problem
 from solver.rules import Allowed, Pins, breaks
 
@@ -40,10 +41,10 @@ PLENTY = 1e6
 
 @pytest.fixture
 def thorough(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("solver.fits.ONE_ANSWER", PLENTY)
-    monkeypatch.setattr("solver.fits.ONE_ATTEMPT", PLENTY)
-    monkeypatch.setattr("solver.fits.LONG_RUNS", 1)
-    monkeypatch.setattr("solver.explain.WORK", PLENTY)
+    monkeypatch.setattr("solver.feasibility.fits.ONE_ANSWER", PLENTY)
+    monkeypatch.setattr("solver.feasibility.fits.ONE_ATTEMPT", PLENTY)
+    monkeypatch.setattr("solver.feasibility.fits.LONG_RUNS", 1)
+    monkeypatch.setattr("solver.feasibility.explain.WORK", PLENTY)
 
 
 # ---- everything tried out ----

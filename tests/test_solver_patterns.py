@@ -16,14 +16,14 @@ from tiny_problems import Plans, block_on, every_plan, problems, random_problem,
 from cost_models import CostModel
 from profiles import load_hardware, load_profile
 from profiles.placement import Objective
-from solver import patterns as patterns_module
 from solver.assignment import Assignment
-from solver.columns import ColumnSearch
-from solver.counts import solve_counts
-from solver.patterns import Pattern, groups_of, patterns_on, solve_patterns, worthwhile
+from solver.column_generation.columns import ColumnSearch
+from solver.cp_sat import patterns as patterns_module
+from solver.cp_sat.counts import solve_counts
+from solver.cp_sat.patterns import Pattern, groups_of, patterns_on, solve_patterns, worthwhile
+from solver.cp_sat.run import Limits
 from solver.problem import ExpertsCosts, LayerClass, Problem, build_problem
 from solver.rules import Allowed
-from solver.search import Limits
 
 LIMITS = Limits(60.0)
 OBJECTIVES: tuple[Objective, ...] = ("request", "decode", "prefill")

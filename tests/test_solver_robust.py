@@ -19,14 +19,14 @@ from profiles import InfeasiblePlacement, MoeplanError, Placement, load_hardware
 from profiles.placement import LayerPlacement
 from solver import solve
 from solver.assignment import Assignment
-from solver.contents import Contents, contents_of
-from solver.counts import solve_counts
+from solver.column_generation.contents import Contents, contents_of
+from solver.cp_sat.counts import solve_counts
+from solver.cp_sat.run import Limits
 from solver.deviations import MOST_LEVELS, nominal, reserve, reserved
 from solver.evaluate import judge
+from solver.feasibility.robust import robust_short
 from solver.problem import Problem, Robust, build_problem
-from solver.robust import robust_short
 from solver.rules import Allowed
-from solver.search import Limits
 
 TIME_LIMIT = 60.0
 

@@ -17,16 +17,16 @@ from profiles import Hardware, InfeasiblePlacement, MoeplanError, Placement, Tar
 from solver import solve
 from solver.assignment import Assignment, Counts, arrange
 from solver.baselines import hand_plans
-from solver.counts import solve_counts
+from solver.cp_sat.counts import solve_counts
+from solver.cp_sat.patterns import PatternOutcome
+from solver.cp_sat.run import Limits, Outcome
 from solver.evaluate import judge
-from solver.patterns import PatternOutcome
 from solver.problem import Problem, build_problem
 from solver.rules import Allowed
-from solver.search import Limits, Outcome
 
 SOLVE = importlib.import_module("solver.solve")  # `solver.solve` itself is the function
-PORTFOLIO = importlib.import_module("solver.portfolio")
-PLANS = importlib.import_module("solver.plan_search")
+PORTFOLIO = importlib.import_module("solver.search.portfolio")
+PLANS = importlib.import_module("solver.search.plans")
 TIME_LIMIT = 60.0
 """Seconds; no instance here needs more than a few."""
 

@@ -20,9 +20,9 @@ from solver import evaluate, solve
 from solver.evaluate import judge
 from solver.problem import build_problem, objective_steps
 from solver.rules import Allowed, breaks
-from solver.split_bound import split_bound
-from solver.split_kinds import SplitTables
-from solver.split_times import SplitTimes
+from solver.split.bound import split_bound
+from solver.split.tables import SplitTables
+from solver.split.times import SplitTimes
 
 
 def few_experts(instance: Instance, count: int, *, frequencies: bool = False) -> Instance:

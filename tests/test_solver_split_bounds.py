@@ -17,18 +17,18 @@ from cost_models import CostModel, Step
 from cost_models.experts import touch_probabilities
 from cost_models.guest_sorts import SortRows, StepHits
 from profiles import Experts, Workload, load_hardware, load_profile
-from solver.card_groups import CardGroups
+from solver.cp_sat.run import Limits
 from solver.evaluate import judge
+from solver.heuristics.walk import Walk
 from solver.problem import Problem, build_problem, objective_steps
 from solver.rules import Allowed
-from solver.search import Limits
-from solver.split_bound import split_bound
-from solver.split_climb import Climb
-from solver.split_counts import split_counts
-from solver.split_kinds import SplitTables
-from solver.split_plans import Planner
-from solver.split_times import SplitTimes
-from solver.walk import Walk
+from solver.split.bound import split_bound
+from solver.split.card_groups import CardGroups
+from solver.split.climb import Climb
+from solver.split.counts import split_counts
+from solver.split.plans import Planner
+from solver.split.tables import SplitTables
+from solver.split.times import SplitTimes
 
 PAIRS = "4xRTX3090,link=nvlink,ram=64GB"
 

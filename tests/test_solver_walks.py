@@ -17,20 +17,20 @@ from cost_models import CostModel
 from profiles import InfeasiblePlacement
 from solver import solve
 from solver.assignment import Assignment
-from solver.columns import ColumnSearch
-from solver.contents import Contents
-from solver.counts import solve_counts
-from solver.deal import Deal
-from solver.fill import fill
-from solver.free_order import solve_free_order
-from solver.paths import AwayPrices, away_prices, walks
-from solver.patterns import groups_of, patterns_on, solve_patterns
-from solver.polish import Stretches, polish
+from solver.column_generation.columns import ColumnSearch
+from solver.column_generation.contents import Contents
+from solver.cp_sat.counts import solve_counts
+from solver.cp_sat.free_order import solve_free_order
+from solver.cp_sat.patterns import groups_of, patterns_on, solve_patterns
+from solver.cp_sat.run import Limits
+from solver.cp_sat.slices import solve_slices
+from solver.heuristics.deal import Deal
+from solver.heuristics.fill import fill
+from solver.heuristics.paths import AwayPrices, away_prices, walks
+from solver.heuristics.polish import Stretches, polish
+from solver.heuristics.walk import Walk
 from solver.problem import Problem, build_problem
 from solver.rules import Allowed
-from solver.search import Limits
-from solver.slices import solve_slices
-from solver.walk import Walk
 
 LIMITS = Limits(60.0)
 NO_PLAN = 2**62
@@ -175,7 +175,7 @@ def test_too_many_cards_are_visited_in_one_order(monkeypatch: pytest.MonkeyPatch
     for problem, _, rng in problems(3_000, 30, whole=False):
         prices = random_away(rng, problem, guests=False)
         every = {one.walk: one.ticks for one in walks(problem, prices)}
-        monkeypatch.setattr("solver.paths.MOST_STATES", 1)
+        monkeypatch.setattr("solver.heuristics.paths.MOST_STATES", 1)
         some = walks(problem, prices)
         monkeypatch.undo()
         assert len(some) <= len(every)
