@@ -139,7 +139,9 @@ def test_an_optimal_plan_may_give_up_the_tolerance_for_room() -> None:
 @pytest.mark.parametrize("target", ["ktransformers", "llama.cpp", "accelerate", "sglang-kt"])
 def test_targets_keep_their_rules(target: str) -> None:
     for tie_tolerance in (0.0, 0.05):
-        plan = solve("deepseek-v2-lite", "2xRTX4090,ram=256GB", target=target, tie_tolerance=tie_tolerance, time_limit=60)
+        plan = solve(
+            "deepseek-v2-lite", "2xRTX4090,ram=256GB", target=target, tie_tolerance=tie_tolerance, time_limit=60
+        )
         assert plan.status == "optimal"
         assert plan.gap is not None
         assert plan.gap <= tie_tolerance
