@@ -119,6 +119,9 @@ def solve(
         float, typer.Option(help="share by which some blocks on each device may turn out larger in weights")
     ] = 0.0,
     robust_blocks: Annotated[int, typer.Option(help="how many blocks on each device may, all at once")] = 3,
+    prefer: Annotated[
+        str, typer.Option(help="fastest, or simplest: less on the CPU and fewer hops where times cannot tell")
+    ] = "fastest",
     workers: Annotated[int | None, typer.Option(help="threads [default: 1]")] = None,
     seed: Annotated[int, typer.Option(help="of the search")] = 0,
     as_json: AsJson = False,
@@ -128,8 +131,8 @@ def solve(
     options: dict[str, Any] = {
         "safety_margin": safety_margin, "granularity": granularity, "objective": objective, "target": target,
         "pins": _pins(pin or []), "time_limit": time_limit, "relative_gap": relative_gap,
-        "tie_tolerance": tie_tolerance, "robust": robust, "robust_blocks": robust_blocks, "workers": workers,
-        "seed": seed,
+        "tie_tolerance": tie_tolerance, "robust": robust, "robust_blocks": robust_blocks, "prefer": prefer,
+        "workers": workers, "seed": seed,
     }  # fmt: skip
     request = workload(prompt_tokens, generated_tokens, batch_size, context_tokens, prefill_chunk)
     profile = _used_as(load_profile(model, quant, kv_quant=kv_quant, mla=mla), activations)

@@ -14,6 +14,7 @@ from profiles.units import gb
 from solver.baselines import RULES
 from solver.evaluate import Evaluation, judge
 from solver.rules import Allowed, Pins, breaks
+from solver.simplicity import cpu_expert_bytes
 from solver.solve import solve
 
 if TYPE_CHECKING:
@@ -204,7 +205,7 @@ class _Rules:
         found = judge(placement, self.costs, self.objective)
         free = {device: max(0, held.free_bytes) for device, held in found.memory.items()}
         forbidden = breaks(placement, self.allowed, tuple(self.costs.device)) or self._too_fine(placement)
-        held = self._cpu_expert_bytes(placement)
+        held = cpu_expert_bytes(placement, self.costs)
         return Row(name, placement, found.short_bytes, free, held, forbidden, **self._seconds(found))
 
     def _seconds(self, found: Evaluation) -> dict[str, float]:
@@ -218,14 +219,6 @@ class _Rules:
             "tokens_per_s": told.tokens_per_s,
             "ratio": found.objective_s / self.plan_s,
         }
-
-    def _cpu_expert_bytes(self, placement: Placement) -> int:
-        total = 0
-        for i, layer in enumerate(placement.layers):
-            experts, part = self.costs.layer(i).experts, layer.experts.get("cpu")
-            if experts is not None and part is not None:
-                total += self.costs.expert_bytes(experts, "cpu", range(experts.count) if part == "all" else part)
-        return total
 
     def _too_fine(self, placement: Placement) -> str | None:
         """What in the placement is finer than the plan's granularity."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 from cost_models import CostModel
 from cost_models.engine_notes import engine_notes
@@ -24,7 +24,10 @@ from solver.search.plans import Candidate, ProvedInfeasible
 from solver.search.portfolio import Portfolio
 from solver.search.streaming import StreamSearch
 from solver.search.ties import settle
+from solver.simplicity import simplest, wary
 from solver.split.search import SplitSearch
+
+Preference = Literal["fastest", "simplest"]
 
 
 def solve(
@@ -42,6 +45,7 @@ def solve(
     tie_tolerance: float = 0.001,
     robust: float = 0.0,
     robust_blocks: int = 3,
+    prefer: Preference = "fastest",
     workers: int | None = None,
     seed: int = 0,
 ) -> Placement:
@@ -54,6 +58,8 @@ def solve(
     (`solver/search/ties.py`; whole experts only): an `optimal` plan may be that much above `bound_s`, the proved best.
     With `robust` the plan fits even when any `robust_blocks` of the blocks on each device turn out to have that share
     more bytes of weights than the profile says; the memory in the plan stays as the profile says.
+    With `prefer="simplest"` a plan with less on the CPU and fewer hops is returned where predictions cannot tell it
+    from the fastest (`solver/simplicity.py`); status and gap are then of that plan, against the same bound.
     The plan was checked by `evaluate`, and no hand rule under the same evaluator is better. Same input and seed give
     the same plan unless the time limit ends the search. Raises InfeasiblePlacement when nothing fits (`proven`) or
     nothing was found in time.
@@ -63,7 +69,7 @@ def solve(
     'optimal'
     """
     started = time.perf_counter()
-    _check(safety_margin, granularity, objective, time_limit, relative_gap, tie_tolerance, workers, seed)
+    _check(safety_margin, granularity, objective, time_limit, relative_gap, tie_tolerance, prefer, workers, seed)
     deviations = _robust(robust, robust_blocks)
     check_target(target)
     request: Workload = load_workload(workload)
@@ -72,6 +78,8 @@ def solve(
     )
     allowed = Allowed(costs, target, pins)
     granularity = coarser(granularity, allowed.finest)
+    if deviations is not None and prefer != "fastest":
+        raise MoeplanError(f"prefer: {prefer!r} does not look at robust; leave one of the two out")
     if deviations is not None and granularity == "expert":
         raise MoeplanError(f"robust: {robust:g} needs whole experts; use granularity module or layer")
     problem = build_problem(costs, objective=objective, granularity=granularity, allowed=allowed, robust=deviations)
@@ -91,6 +99,10 @@ def solve(
     if search.best is None:
         raise InfeasiblePlacement(f"no plan found within {time_limit:g} s; raise time_limit", proven=False)
     best, proof = settle(search, tie_tolerance) if isinstance(search, Portfolio) else (search.best, search.proof())
+    notes = list(engine_notes(costs))
+    if prefer == "simplest":
+        best, proof, said = _simpler(best, proof, costs, allowed, problem, pins)
+        notes += said
     plan = _described(best, objective)
     assert breaks(plan, allowed, problem.devices) is None, "moeplan made a plan that its own rules forbid"
     described = plan.replace(
@@ -104,7 +116,7 @@ def solve(
         granularity=granularity,
         workload=costs.workload,
         safety_margin=safety_margin,
-        notes=engine_notes(costs) or None,
+        notes=tuple(notes) or None,
         **proof,
     )
     told = described.prediction
@@ -162,6 +174,36 @@ def _hand_candidates(costs: CostModel, allowed: Allowed, problem: Problem) -> It
             yield placement
 
 
+def _simpler(
+    best: Candidate, proof: dict[str, Any], costs: CostModel, allowed: Allowed, problem: Problem, pins: Pins | None
+) -> tuple[Candidate, dict[str, Any], list[str]]:
+    """The plan to return instead of the fastest, its proof, and why; all as it was where none is simpler."""
+    objective = best.evaluation.objective
+    rivals = [*_hand_candidates(costs, allowed, problem), *_wary_plans(costs, problem, pins, objective)]
+    found = simplest(best.placement, rivals, costs, objective)
+    if found is None:
+        return best, proof, []
+    seconds, bound = found.evaluation.objective_s, min(proof["bound_s"], found.evaluation.objective_s)
+    gap = (seconds - bound) / seconds if seconds else 0.0
+    status = proof["status"] if seconds <= best.seconds else "feasible"
+    told = {**proof, "objective_s": seconds, "gap": gap, "status": status}
+    return Candidate(found.placement, found.evaluation), told, [found.note]
+
+
+def _wary_plans(costs: CostModel, problem: Problem, pins: Pins | None, objective: Objective) -> Iterator[Placement]:
+    """Plans for a machine with a worse CPU and worse links, and one that keeps experts with their attention."""
+    granularity: Granularity = "layer" if problem.whole_layers else "module"
+    for machine, fineness in ((wary(costs.hardware), granularity), (costs.hardware, "layer")):
+        try:
+            found = solve(
+                costs.profile, machine, costs.workload, safety_margin=costs.safety_margin, granularity=fineness,
+                objective=objective, target=costs.target, pins=pins, time_limit=3.0, relative_gap=1e-3,
+            )  # fmt: skip
+        except InfeasiblePlacement:
+            continue
+        yield found
+
+
 def _described(best: Candidate, objective: Objective) -> Placement:
     """The plan with the evaluator's own numbers."""
     found = best.evaluation
@@ -175,6 +217,7 @@ def _check(
     time_limit: float,
     relative_gap: float,
     tie_tolerance: float,
+    prefer: str,
     workers: int | None,
     seed: int,
 ) -> None:
@@ -184,6 +227,8 @@ def _check(
         raise MoeplanError(f"granularity: {granularity!r} is not known; use {', '.join(get_args(Granularity))}")
     if objective not in get_args(Objective):
         raise MoeplanError(f"objective: {objective!r} is not known; use {', '.join(get_args(Objective))}")
+    if prefer not in get_args(Preference):
+        raise MoeplanError(f"prefer: {prefer!r} is not known; use {', '.join(get_args(Preference))}")
     for name, value, least in (("time_limit", time_limit, 1e-3), ("relative_gap", relative_gap, 0)):
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value < 1e9:
             raise MoeplanError(f"{name}: {value!r} is out of range; give a number of at least {least:g}")
