@@ -20,6 +20,7 @@ from profiles.placement import Placement
 if TYPE_CHECKING:
     import torch
 
+    from runtime_adapter.cpu_experts import ExpertEngine
     from runtime_adapter.homes import Homes
 
 
@@ -65,6 +66,7 @@ def apply(
     plan: Placement,
     model: torch.nn.Module,
     *,
+    engine: str = "torch",
     devices: Mapping[str, torch.device | str] | None = None,
     keep_host: bool = False,
 ) -> Applied:
@@ -75,22 +77,28 @@ def apply(
     and the CPU's are computed side by side. Logits come back to the device of the input ids.
     `model` is changed in place until `undo()`; gradients and optimizers made before do not follow the moved copies.
 
-    `devices` maps the plan's device names to torch devices; a name left out means itself. Several names may map to one
-    device. `keep_host` keeps the original tensors of what moves, so that undoing copies nothing; otherwise each is
-    freed as soon as its copy exists, unless something else shares its storage.
+    `engine` computes the experts on the CPU: "torch" with transformers' own kernels, as the model's config names them,
+    or another of `runtime_adapter.cpu_experts.ENGINES` (docs/cpu_experts.md), some of which round otherwise and hold
+    weights in their own form until `undo()`. `devices` maps the plan's device names to torch devices; a name left out
+    means itself. Several names may map to one device. `keep_host` keeps the original tensors of what moves, so that
+    undoing copies nothing; otherwise each is freed as soon as its copy exists, unless its storage is shared.
 
     Raises ApplyError, with the model as it was, when the plan does not fit the model, a device does not exist, the
     model is already applied, dispatched or not fully loaded, split experts are of a kind that cannot be divided, or
-    memory runs out half way.
+    memory runs out half way; also when the engine is not here or cannot compute the experts.
     """
     if importlib.util.find_spec("torch") is None:
         raise ApplyError("apply: torch is not installed; install moeplan[torch]")
     from runtime_adapter.preflight import check
 
+    maker = None if engine == "torch" else _engine(engine)
     homes = check(plan, model, devices or {}, keep_host)
     applied = Applied(plan, {name: str(device) for name, device in homes.device_map.items()})
     try:
         _carry_out(homes, applied, keep_host)
+        if maker is not None:
+            for experts in _on_cpu(homes):
+                _compute_with(maker(experts), experts, applied._steps_back)
     except ApplyError as problem:
         problem.__traceback__ = None  # its frames hold the copies that undo() is about to free
         applied.undo()
@@ -119,6 +127,26 @@ def _carry_out(homes: Homes, applied: Applied, keep_host: bool) -> None:
     _announce(homes.anatomy.model, dict(applied.device_map), applied._steps_back)
 
 
+def _engine(name: str) -> Callable[[torch.nn.Module], ExpertEngine]:
+    from runtime_adapter.cpu_experts import engine_of
+
+    return engine_of(name)
+
+
+def _on_cpu(homes: Homes) -> list[torch.nn.Module]:
+    """The experts modules, and parts of divided ones, that are on the CPU."""
+    whole = [m for m, d in zip(homes.anatomy.experts, homes.experts, strict=True) if d is not None and d.type == "cpu"]
+    parts = [m._modules.get("cpu") for m, p in zip(homes.anatomy.experts, homes.parts, strict=True) if m and p]
+    return [module for module in (*whole, *parts) if module is not None]
+
+
+def _compute_with(engine: ExpertEngine, experts: torch.nn.Module, steps_back: list[Callable[[], None]]) -> None:
+    """From now on `engine` is the module's forward."""
+    steps_back.append(engine.close)
+    steps_back.append(partial(experts.__dict__.pop, "forward", None))
+    experts.__dict__["forward"] = engine
+
+
 def _keep_cpu_kernels(homes: Homes, steps_back: list[Callable[[], None]]) -> None:
     """Give experts on the CPU a config of their own, so that generate() leaves their kernel alone.
 
@@ -128,9 +156,7 @@ def _keep_cpu_kernels(homes: Homes, steps_back: list[Callable[[], None]]) -> Non
     """
     if homes.embedding.type == "cpu":
         return
-    whole = [m for m, d in zip(homes.anatomy.experts, homes.experts, strict=True) if d is not None and d.type == "cpu"]
-    parts = [m._modules.get("cpu") for m, p in zip(homes.anatomy.experts, homes.parts, strict=True) if m and p]
-    for experts in (*whole, *parts):
+    for experts in _on_cpu(homes):
         config = getattr(experts, "config", None)
         if getattr(config, "_experts_implementation", None) == "grouped_mm":
             steps_back.append(partial(setattr, experts, "config", config))
