@@ -6,8 +6,8 @@
     --measurements FILE  score another file of the same form with the constants that moeplan ships
     --json               one document and nothing else on standard output
 
-Tier 0 knows data sheets only. Tier 1 adds one measured run of the same machine, engine and model, each in turn; tier 2
-two. Errors are of tokens/s. Scored are points of grade A, regime normal, with the facts of their machine known.
+Tier 0 knows data sheets only. Tier 1 adds one measured run of the same machine, engine, model and settings, each in
+turn; tier 2 two. Errors are of tokens/s. Scored are points of grade A, regime normal, with their machine's facts known.
 
 Run: python benchmarks/fidelity.py [--json] [--fit] [--out docs/fidelity.md] [--measurements FILE]
 """
@@ -25,8 +25,10 @@ from fidelity_fit import CONSTANTS, fit
 from fidelity_points import OURS, points
 from fidelity_report import constants_table, write_page
 from fidelity_score import Scores, as_shipped, held_out, summary
+from fidelity_signs import choices, told
 from rich.console import Console
 
+from profiles import read_runs
 from profiles.errors import MoeplanError
 
 
@@ -51,7 +53,8 @@ def main() -> int:
         return 0
     scores = as_shipped(found) if options.measurements else held_out(found)
     if options.out:
-        write_page(options.out, scores, left, constants_table(scores.constants), rows(found, scores))
+        signs = told(choices(read_runs(OURS)))
+        write_page(options.out, scores, left, constants_table(scores.constants), rows(found, scores), signs)
     print(json.dumps(document(scores), indent=2) if options.json else text(scores))
     return 0
 

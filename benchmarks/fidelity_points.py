@@ -11,7 +11,7 @@ from pathlib import Path
 
 from cost_models import CostModel
 from cost_models.calibrate import Measured
-from cost_models.engines import Engine
+from cost_models.engines import Copies, Engine
 from cost_models.targets import TARGETS
 from profiles import Case, Run, Workload, case_of, read_runs
 from profiles.document import parse_document
@@ -58,6 +58,11 @@ class Point:
         return run.machine, self.case.engine, run.model, run.quant, run.attention
 
     @property
+    def settings(self) -> tuple[object, ...]:
+        """How the machine was set, as far as it is recorded: a user keeps to the settings that were calibrated."""
+        return self.run.threads, self.run.prefill_threads, self.run.sockets_used, self.run.numa
+
+    @property
     def desktop(self) -> bool:
         return (self.case.hardware.cpu.model or "").startswith(DESKTOPS)
 
@@ -100,12 +105,14 @@ def point_of(run: Run) -> Point:
 
 
 def as_built(engine: Engine, run: Run) -> Engine:
-    """The engine as the run used it: experts that are repacked for the CPU stay there, and old builds copy earlier."""
+    """The engine as the run used it: experts that are repacked for the CPU stay there, and others are copied from as
+    many tokens as a fact says."""
     copies, fact = engine.copies, facts().get(run.id, {}).get("copies")
     if fact == "never" or re.search(r"\brtr\b", run.placement_text or ""):
         copies = None
-    elif fact is not None and copies is not None:
-        copies = copies.replace(per_expert=False)
+    elif fact is not None:
+        known = Copies(from_tokens=1) if copies is None else copies
+        copies = known.replace(from_tokens=int(fact.split()[1]), per_expert=False)
     return engine.replace(copies=copies)
 
 

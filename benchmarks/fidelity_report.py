@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from textwrap import fill
 
 import numpy as np
 from fidelity_fit import CONSTANTS, Logs
 from fidelity_points import Point, grouped
 from fidelity_score import Guess, Scores, summary
+from fidelity_signs import SOURCE
 from solver_report import table
 
 MARK = "<!-- worst: written by hand -->"
@@ -16,9 +18,14 @@ MARK = "<!-- worst: written by hand -->"
 
 
 def write_page(
-    page: Path, scores: Scores, left: Mapping[str, int], constants: Sequence[str], baselines: Sequence[Sequence[str]]
+    page: Path,
+    scores: Scores,
+    left: Mapping[str, int],
+    constants: Sequence[str],
+    baselines: Sequence[Sequence[str]],
+    signs: str,
 ) -> None:
-    """Tables and plot; what people wrote on the page after MARK stays."""
+    """Tables, plot and `signs`, a sentence; what people wrote on the page after MARK stays."""
     by_hand = page.read_text(encoding="utf-8").partition(MARK)[2] if page.exists() else "\n"
     plot = page.parent / "images" / f"{page.stem}.png"
     draw(scores, plot)
@@ -27,14 +34,24 @@ def write_page(
         "",
         "Written by `python benchmarks/fidelity.py --out docs/fidelity.md`. Every computer's points are predicted with",
         "engine constants that were fitted to all others. Tier 0 knows data sheets; tier 1 has one measured run of the",
-        "same machine, engine and model, each in turn (up to six); tier 2 has that and the run least like it.",
-        "Errors are of tokens/s; bias above 0 promises too much; intervals are said to hold 80 times in 100.",
+        "same machine, engine, model and settings (threads, sockets, NUMA), each in turn (up to six); tier 2 has that",
+        "and the run least like it. Errors are of tokens/s; bias above 0 promises too much; intervals are said to hold",
+        "80 times in 100.",
         "",
         *tiers(scores),
+        fill(f"With calibrating runs of any settings, decode is off by {any_settings(scores)}.", 120),
         "",
         f"Inside a sweep Kendall's tau is {np.median(scores.taus):.2f} at the median ({len(scores.taus)} sweeps).",
         f"Of {len(scores.regrets)} choices between measured plans of one machine and model, the predicted best loses",
         f"{np.median(scores.regrets):.1%} at the median and {max(scores.regrets):.1%} at most against the best.",
+        "",
+        "Signs, on 4 x RTX 4090 with 10 to 90 % of Qwen3-Next-80B's experts on the GPUs",
+        f"([KTransformers]({SOURCE})):",
+        fill(
+            f"{signs}. How often its experts are used is not published; another model's rates are taken, so signs "
+            "compare and sizes do not.",
+            120,
+        ),
         "",
         f"![Predicted against measured tokens/s](images/{plot.name})",
         "",
@@ -71,6 +88,15 @@ def tiers(scores: Scores) -> list[str]:
                 found = summary(scores.of(tier, kind, lambda p, w=which: w is None or p.desktop is w))  # type: ignore[misc]
                 rows.append((tier, kind, who, *_cells(found)))
     return table(("tier", "what", "machines", "predictions", "median", "p90", "bias", "in the interval"), rows)
+
+
+def any_settings(scores: Scores) -> str:
+    """Decode of tiers 1 and 2 with runs of any settings, in words."""
+    found = [(tier, summary(g for g in scores.any_settings if (g.tier, g.kind) == (tier, "decode"))) for tier in "12"]
+    return " and ".join(
+        f"{_percent(told['median'])} at the median and {_percent(told['p90'])} at the 90th percentile in tier {tier}"
+        for tier, told in found
+    )
 
 
 def by_host(scores: Scores) -> list[str]:

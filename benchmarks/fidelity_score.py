@@ -44,9 +44,11 @@ class Guess:
 
 @dataclass
 class Scores:
-    """All guesses, and per sweep Kendall's tau and regret."""
+    """All guesses, and per sweep Kendall's tau and regret. `any_settings` are guesses of tiers 1 and 2 that were
+    calibrated with runs of other settings, too."""
 
     guesses: list[Guess] = field(default_factory=list)
+    any_settings: list[Guess] = field(default_factory=list)
     taus: list[float] = field(default_factory=list)
     regrets: list[float] = field(default_factory=list)
     constants: list[Logs] = field(default_factory=list)
@@ -78,7 +80,10 @@ def _score(found: Sequence[Point], scores: Scores) -> None:
     for point in found:
         scores.guesses += _guesses(point, "0", nothing)
     for setup in grouped(found, lambda p: p.setup).values():
-        scores.guesses += _calibrated(setup)
+        alike = grouped(setup, lambda p: p.settings).values()
+        guesses = [guess for runs in alike for guess in _calibrated(runs)]
+        scores.guesses += guesses
+        scores.any_settings += guesses if len(alike) == 1 else _calibrated(setup)
     for sweep in grouped(found, lambda p: (p.run.sweep, *p.setup)).values():
         _order(sweep, scores)
 

@@ -27,7 +27,10 @@ MOST = np.log(20.0)
 
 @dataclass(frozen=True)
 class Measured:
-    """Seconds that some steps of one placement took together, measured with `noise` (standard deviation of a log)."""
+    """Seconds that some steps of one placement took together, measured with `noise` (standard deviation of a log).
+
+    `decode` and `prefill` are of runs, whose engine copied experts by its rule.
+    """
 
     name: str
     costs: CostModel
@@ -39,7 +42,7 @@ class Measured:
     def decode(cls, name: str, costs: CostModel, placement: Placement, context: float, seconds: float) -> Measured:
         """One decode step with `context` tokens in the cache."""
         noise = engines().spread["gpu"].decode_noise
-        return cls(name, costs, (ledger(placement, costs, Step(1, context)),), seconds, noise)
+        return cls(name, costs, (ledger(placement, costs, Step(1, context), by_rule=True),), seconds, noise)
 
     @classmethod
     def prefill(
@@ -47,7 +50,7 @@ class Measured:
     ) -> Measured:
         """A prompt read in `chunks` of (new tokens, tokens in the cache)."""
         noise = engines().spread["gpu"].prefill_noise
-        steps = tuple(ledger(placement, costs, Step(tokens, context)) for tokens, context in chunks)
+        steps = tuple(ledger(placement, costs, Step(tokens, context), by_rule=True) for tokens, context in chunks)
         return cls(name, costs, steps, seconds, noise)
 
     def predicted_s(self, logs: Sequence[float] | Vector | None = None) -> float:

@@ -12,9 +12,9 @@ from cost_models.constants import GPU_SAFETY_MARGIN
 from cost_models.engines import Habits, by_model, engine_of
 from cost_models.experts import distinct_experts
 from cost_models.links import Links
-from cost_models.roofline import LATENT_ATTENTION, UNTUNED, Work, measured_or, roofline_s
+from cost_models.roofline import UNTUNED, Work, measured_or, roofline_s
 from cost_models.splits import mean_of_slowest
-from cost_models.targets import OFFLOAD_FROM_TOKENS, target_memory
+from cost_models.targets import target_memory
 from profiles.hardware import Device, Hardware
 from profiles.model import Attention, Block, Experts, Layer, ModelProfile
 from profiles.workload import Workload
@@ -144,19 +144,24 @@ class CostModel:
 
     def experts_from_s(self, layer: int, attention: str, device: str, step: Step) -> float:
         """X_l of docs/model.md with all experts on `device` and the layer's attention on `attention`."""
-        there = self._handover_s(attention, device, step.tokens) + self.block_s("experts", layer, device, step)
-        if not self._offloads(attention, device, step.tokens):
+        there = self._experts_there_s(layer, attention, device, step)
+        if not self._may_copy(self.layer(layer).experts, attention, device, step.tokens):
             return there
         return min(there, self.copied_experts_s(layer, attention, device, step))
 
-    def copies_experts(self, layer: int, attention: str, device: str, step: Step) -> bool:
-        """Whether the engine, left to itself, copies a step's experts from `device` to the attention's GPU: it goes by
-        the number of tokens, not by what is quicker."""
-        rule, experts = self.engine.copies, self.layer(layer).experts
-        if rule is None or experts is None or not self._from_cpu_to_gpu(device, attention):
+    def copies_experts(self, layer: int, attention: str, device: str, step: Step, *, by_rule: bool = False) -> bool:
+        """Whether a step's experts are copied from `device` to the attention's GPU and computed there.
+
+        As planned: where the target keeps a buffer for that, the engine can do it with so many tokens, and it is
+        quicker. An engine left to itself goes `by_rule`: by the number of tokens, not by what is quicker.
+        """
+        experts = self.layer(layer).experts
+        if by_rule:
+            return self._engine_copies(experts, attention, device, step.tokens)
+        if not self._may_copy(experts, attention, device, step.tokens):
             return False
-        least = rule.from_tokens * (experts.count / experts.active if rule.per_expert else 1)
-        return self._all_tokens(step.tokens) >= least
+        copied = self.copied_experts_s(layer, attention, device, step)
+        return copied < self._experts_there_s(layer, attention, device, step)
 
     def copied_experts_s(self, layer: int, attention: str, device: str, step: Step) -> float:
         """X_l with the experts copied from `device` to the attention's GPU and computed there."""
@@ -188,7 +193,8 @@ class CostModel:
         experts = self.layer(layer).experts
         assert experts is not None
         ids, before = tuple(range(experts.count)), self._handover_s(attention, device, step.tokens)
-        return [before + self._hit_experts_s(experts, device, ids, h, step.tokens) if h > 0 else 0.0 for h in hits]
+        seconds = self._hit_experts_s(experts, device, ids, step.tokens)
+        return [before + seconds(h) if h > 0 else 0.0 for h in hits]
 
     def _handover_s(self, attention: str, device: str, tokens: int) -> float:
         if self.runs_on(device) == self.runs_on(attention):
@@ -196,14 +202,24 @@ class CostModel:
         hops = self.hop_s(attention, device, tokens) + self.hop_s(device, attention, tokens)
         return self.sync_s(self.runs_on(device)) + hops
 
-    def _offloads(self, attention: str, device: str, tokens: int) -> bool:
-        """Whether experts on `device` may be copied to the attention's GPU and computed there (llama.cpp).
+    def _experts_there_s(self, layer: int, attention: str, device: str, step: Step) -> float:
+        """X_l with the experts computed where they are."""
+        return self._handover_s(attention, device, step.tokens) + self.block_s("experts", layer, device, step)
+
+    def _may_copy(self, experts: Experts | None, attention: str, device: str, tokens: int) -> bool:
+        """Whether a plan may copy experts on `device` to the attention's GPU to compute them there (llama.cpp).
 
         All of a layer's bytes are copied, and computing waits for them. Ignored: that llama.cpp since August 2025
         copies only the experts that are used (pull request 15346), which of 512 tokens are nearly all.
         """
-        large = self._all_tokens(tokens) >= OFFLOAD_FROM_TOKENS
-        return self.target_memory.stages_experts and large and self._from_cpu_to_gpu(device, attention)
+        return self.target_memory.stages_experts and self._engine_copies(experts, attention, device, tokens)
+
+    def _engine_copies(self, experts: Experts | None, attention: str, device: str, tokens: int) -> bool:
+        rule = self.engine.copies
+        if rule is None or experts is None or not self._from_cpu_to_gpu(device, attention):
+            return False
+        least = rule.from_tokens * (experts.count / experts.active if rule.per_expert else 1)
+        return self._all_tokens(tokens) >= least
 
     def _from_cpu_to_gpu(self, a: str, b: str) -> bool:
         return (self.device[a].kind, self.device[b].kind) == ("cpu", "gpu")
@@ -221,39 +237,41 @@ class CostModel:
         def part_s(device: str, ids: tuple[int, ...]) -> Callable[[float], float]:
             stored = self.expert_bytes(experts, device, ids)
             before = self._handover_s(attention, device, tokens) + self._fetch_s(device, stored)
-            if not self._offloads(attention, device, tokens):
-                return lambda hit: before + self._hit_experts_s(experts, device, ids, hit, tokens)
+            there = self._hit_experts_s(experts, device, ids, tokens)
+            if not self._may_copy(experts, attention, device, tokens):
+                return lambda hit: before + there(hit)
             copied = self.copied_s(device, attention, stored)
-            return lambda hit: min(
-                before + self._hit_experts_s(experts, device, ids, hit, tokens),
-                copied + self._hit_experts_s(experts, attention, ids, hit, tokens),
-            )
+            here = self._hit_experts_s(experts, attention, ids, tokens)
+            return lambda hit: min(before + there(hit), copied + here(hit))
 
         seconds = [part_s(device, ids) for device, ids in parts]
         return mean_of_slowest(experts, [ids for _, ids in parts], seconds, self._all_tokens(tokens))
 
     def _hit_experts_s(
-        self, experts: Experts, device: str, ids: tuple[int, ...], distinct: float, tokens: int
-    ) -> float:
-        """Seconds for `distinct` of the experts `ids`, with their share of all the products of the step."""
+        self, experts: Experts, device: str, ids: tuple[int, ...], tokens: int
+    ) -> Callable[[float], float]:
+        """Seconds for a number of distinct ones of the experts `ids`, with their share of all the products of the step:
+        what does not depend on that number is reckoned once."""
         place, batch = self.device[self.runs_on(device)], self._all_tokens(tokens)
         all_distinct = distinct_experts(experts, batch)
         mean_bytes = self.expert_bytes(experts, place.name, ids) / len(ids)
-        share = distinct / all_distinct
+        whole_work, params = self.work(experts, "experts", place, batch, 0.0), self._params(experts)
+        habits = self.habits(place)
 
-        whole_work = self.work(experts, "experts", place, batch, 0.0)
-        params = distinct * self._params(experts) / experts.count
-        flops = share * whole_work.flops
-        here = replace(whole_work, weight_bytes=distinct * mean_bytes, flops=flops, params=params, experts=len(ids))
-        part = roofline_s(place, self.habits(place), here)
+        def part(distinct: float) -> float:
+            flops, unpacked = distinct / all_distinct * whole_work.flops, distinct * params / experts.count
+            touched = distinct * mean_bytes
+            here = replace(whole_work, weight_bytes=touched, flops=flops, params=unpacked, experts=len(ids))
+            return roofline_s(place, habits, here)
+
         if not experts.measured_seconds:
             return part
 
         def whole(all_tokens: int) -> float:
-            return roofline_s(place, self.habits(place), self.work(experts, "experts", place, all_tokens, 0.0))
+            return roofline_s(place, habits, self.work(experts, "experts", place, all_tokens, 0.0))
 
-        known = whole(batch)
-        return measured_or(experts, place, batch, whole) * (part / known if known else share)
+        known, measured = whole(batch), measured_or(experts, place, batch, whole)
+        return lambda distinct: measured * (part(distinct) / known if known else distinct / all_distinct)
 
     def _all_tokens(self, tokens: int) -> int:
         return tokens * self.workload.batch_size
@@ -320,6 +338,5 @@ class CostModel:
         flops, scores = 2.0 * params * all_tokens, block.flops_per_token_pair * seen * all_tokens
         if all_tokens > batch:
             flops, scores = flops + scores, 0.0
-        latent = self.profile.architecture in LATENT_ATTENTION
-        kind: Literal["latent", "attention"] = "latent" if latent else "attention"
+        kind: Literal["latent", "attention"] = "latent" if block.latent else "attention"
         return Work(kind, weights, cache_bytes, flops, scores, params, bits)

@@ -43,8 +43,9 @@ def sync_s(costs: CostModel, device: Device) -> float:
     return known * (device.calibration or UNTUNED).sync
 
 
-def ledger(placement: Placement, costs: CostModel, step: Step) -> Ledger:
-    """The ledger of one step as the engine runs it when nobody tells it otherwise.
+def ledger(placement: Placement, costs: CostModel, step: Step, *, by_rule: bool = False) -> Ledger:
+    """The ledger of one step as it is planned, so that its seconds are those of a plan's prediction; or `by_rule`, as
+    an engine that was measured copies experts when nobody tells it otherwise.
 
     A layer whose experts are split is refused with MoeplanError. Times measured by block are ignored for the formula.
 
@@ -55,7 +56,7 @@ def ledger(placement: Placement, costs: CostModel, step: Step) -> Ledger:
     >>> found.syncs, sum(found.work.values())
     ({'cpu': 32}, 66)
     """
-    book, here = _Book(costs, step), placement.embedding
+    book, here = _Book(costs, step, by_rule), placement.embedding
     book.run("embedding", 0, here)
     for i, layer in enumerate(placement.layers):
         book.hop(here, layer.attention)
@@ -73,8 +74,8 @@ def ledger(placement: Placement, costs: CostModel, step: Step) -> Ledger:
 class _Book:
     """A ledger that is being written."""
 
-    def __init__(self, costs: CostModel, step: Step) -> None:
-        self.costs, self.step = costs, step
+    def __init__(self, costs: CostModel, step: Step, by_rule: bool) -> None:
+        self.costs, self.step, self.by_rule = costs, step, by_rule
         self.work: Counter[tuple[str, Work]] = Counter()
         self.syncs: Counter[str] = Counter()
         self.hops_s = self.copies_s = 0.0
@@ -91,9 +92,9 @@ class _Book:
         self.hops_s += self.costs.hop_s(a, b, self.step.tokens)
 
     def experts(self, layer: int, attention: str, device: str) -> None:
-        """Where the engine computes the experts: there, or on the attention's GPU once they are copied."""
+        """Where the experts are computed: there, or on the attention's GPU once they are copied."""
         costs, step = self.costs, self.step
-        if costs.copies_experts(layer, attention, device, step):
+        if costs.copies_experts(layer, attention, device, step, by_rule=self.by_rule):
             self.copies_s += costs.copied_s(
                 device, attention, costs.weight_bytes(costs.block("experts", layer), device)
             )

@@ -12,13 +12,6 @@ from profiles.hardware import Calibration, Device
 from profiles.model import Block
 
 UNTUNED = Calibration()
-LATENT_ATTENTION = frozenset({
-    "deepseek_v2", "deepseek_v3", "deepseek_v32", "kimi_k2", "kimi_linear", "glm4_moe_lite", "glm_moe_dsa",
-    "longcat_flash",
-})  # fmt: skip
-"""Architectures (Hugging Face's `model_type`) that keep a latent instead of keys and values: many small products."""
-
-
 ASSUMED_CLOCK_HZ = 3e9
 """Of a CPU that does not say; an assumption."""
 

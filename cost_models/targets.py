@@ -12,16 +12,12 @@ from fractions import Fraction
 from profiles.errors import TargetError
 from profiles.model import Experts
 
-OFFLOAD_FROM_TOKENS = 32
-"""Tokens of a step, all sequences together, from which ggml copies weights in host memory to the GPU that has the next
-operation and computes there: GGML_OP_OFFLOAD_MIN_BATCH of ggml-cuda.cu, 32 unless set. Smaller steps run on the CPU."""
-
 
 @dataclass(frozen=True)
 class TargetMemory:
     """`stages_experts`: GPUs whose layers have experts on the CPU keep a buffer for the largest tensor of those, which
-    steps of OFFLOAD_FROM_TOKENS tokens copy over and compute on the GPU. `streams_blocks`: what is on the CPU is
-    computed on the first GPU that holds anything, which keeps a buffer for the largest such block.
+    steps of many tokens (`Copies` in engines.py) may copy over and compute on the GPU. `streams_blocks`: what
+    is on the CPU is computed on the first GPU that holds anything, which keeps a buffer for the largest such block.
 
     While loading: `on_host`, the whole model is in RAM before it moves; `gpu_ratio`, GPUs hold so many times their
     weights; `experts_again`, devices hold the largest layer's experts so many times more than afterwards.
@@ -45,6 +41,7 @@ TARGETS: dict[str, TargetMemory] = {
     # per-expert checkpoints are fused while they are loaded (transformers 5).
     "accelerate": TargetMemory(streams_blocks=True, experts_again={"gpu": 1, "cpu": 1}),
     # kt-kernel packs one layer at a time: source, staging and packed copies together, measured with kt-kernel 0.7.2.
+    # Its layer-wise prefill is off unless asked for and takes a whole layer's room (9 GB of Kimi-K2): plans do without.
     "sglang-kt": TargetMemory(experts_again={"cpu": 2}),
 }
 

@@ -9,6 +9,8 @@ import numpy as np
 
 from cost_models.calibrate import Calibrated, Measured
 from cost_models.cost_model import CostModel
+from cost_models.engines import engines
+from cost_models.ledger import ledger
 from profiles.placement import Interval, Placement
 
 LEVEL = 0.80
@@ -27,13 +29,14 @@ def plan_interval(plan: Placement, costs: CostModel, prefill_s: float, decode_s:
     split, which cannot be taken apart into factors."""
     if any(layer.experts and layer.experts_device is None for layer in plan.layers):
         return None
-    known, step = Calibrated.of(costs.hardware), costs.decode_step()
-    chunks = [(each.tokens, int(each.context)) for each in costs.prefill_steps()]
+    known, noise = Calibrated.of(costs.hardware), engines().spread["gpu"]
+    read = tuple(ledger(plan, costs, step) for step in costs.prefill_steps())
+    written = (ledger(plan, costs, costs.decode_step()),)
     reach = NormalDist().inv_cdf(0.5 + LEVEL / 2)
     around = []
     for what, seconds in (
-        (Measured.prefill("prefill", costs, plan, chunks, prefill_s), prefill_s),
-        (Measured.decode("decode", costs, plan, step.context, decode_s), decode_s),
+        (Measured("prefill", costs, read, prefill_s, noise.prefill_noise), prefill_s),
+        (Measured("decode", costs, written, decode_s, noise.decode_noise), decode_s),
     ):
         factor = float(np.exp(reach * deviation(what, known)))
         around.append((seconds / factor, seconds * factor))

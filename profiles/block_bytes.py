@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from profiles.document import first_problem
 from profiles.errors import ProfileError
 from profiles.formats.by_shape import value_bytes
-from profiles.formats.kv_cache import KvFormat, kv_bytes_per_token
+from profiles.formats.kv_cache import KvFormat, keeps_latent, kv_bytes_per_token
 from profiles.formats.stored import Stored, StoredExperts, same
 from profiles.llama_cpp_buffers import attention_buffer, embedding_buffer, experts_buffer, head_buffer
 from profiles.model import Attention, Block, Experts, KindBytes, Layer, ModelProfile
@@ -90,6 +90,7 @@ def _layer(
         params=params(layer.attention),
         workspace_bytes=attention_workspace(layer, around),
         workspace_by_target={LLAMA_CPP: attention_buffer(layer, around.hidden)},
+        latent=keeps_latent(layer.cache, kv),
         kv_bytes_per_token=kv_bytes_per_token(layer.cache, kv, value),
         kv_window_tokens=layer.cache.window_tokens,
         state_bytes=layer.cache.state_values * value + layer.cache.state_fp32_values * FP32_BYTES,

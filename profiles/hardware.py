@@ -66,9 +66,10 @@ class Device(Noun):
     where it is large enough, what is over counts as used. `budget_bytes` says absolutely what a plan may use here,
     context included: then neither margin nor `reserved_bytes` applies. `launch_s` is the fixed price of running a
     block, `sync_s` that of handing work to this device in mid-layer; `calibration` scales what the engine is known
-    for. Physical `cores` of all `sockets` and their `clock_hz` (the root of base times boost) say what engines make of
-    a CPU. Facts for people and exports, which no formula uses: `threads` that may run at a time (logical CPUs within
-    affinity and quota), `numa_nodes`, and the instruction sets that matter (`isa`: avx2, amx_bf16, …).
+    for. A CPU's bandwidth, FLOP/s and physical `cores` are those of all its `sockets` together; with `clock_hz` (the
+    root of base times boost) they say what engines make of it. Facts for people and exports, which no formula uses:
+    `threads` that may run at a time (logical CPUs within affinity and quota), `numa_nodes`, and the instruction sets
+    that matter (`isa`: avx2, amx_bf16, …).
     """
 
     error: ClassVar[type[MoeplanError]] = HardwareError
@@ -99,6 +100,12 @@ class Device(Noun):
     def _name_says_kind(self) -> Self:
         if (self.name == "cpu") != (self.kind == "cpu"):
             raise ValueError(f"{self.name} cannot be of kind {self.kind}; GPUs are cuda:<index>, the CPU is cpu")
+        return self
+
+    @model_validator(mode="after")
+    def _sockets_are_a_cpus(self) -> Self:
+        if self.kind == "gpu" and self.sockets is not None:
+            raise ValueError(f"sockets {self.sockets}: {self.name} is a GPU; leave it out, or write repeat: for more")
         return self
 
     @model_validator(mode="after")

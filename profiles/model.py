@@ -100,9 +100,11 @@ class Attention(Block):
 
     The KV cache lives with it: `kv_bytes_per_token` for each cached token, of which a layer with a sliding or chunked
     window keeps at most `kv_window_tokens`; `state_bytes` is what a sequence needs whatever its length (linear
-    attention). `flops_per_token_pair` are the score and value FLOPs for one new token and one cached token.
+    attention). `flops_per_token_pair` are the score and value FLOPs for one new token and one cached token. `latent`
+    says that a latent is cached instead of keys and values (multi-head latent attention).
     """
 
+    latent: bool = False
     kv_bytes_per_token: ByteCount = 0
     kv_window_tokens: Annotated[int, Field(ge=1, le=10**9, strict=True)] | None = None
     state_bytes: ByteCount = 0

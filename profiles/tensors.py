@@ -82,6 +82,11 @@ class Cache:
     expanded_values_per_token: int = 0
     full_values_per_token: int = 0
 
+    @property
+    def is_latent(self) -> bool:
+        """Whether what is cached is expanded to other keys and values before it is used."""
+        return self.values_per_token > 0 and self.full_values_per_token not in (0, self.values_per_token)
+
 
 @dataclass(frozen=True)
 class RoutedExperts:

@@ -7,19 +7,23 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from strategies import random_instance
+from strategies import Instance, random_instance
 
 from cost_models import CostModel, Step
 from cost_models.calibrate import Calibrated, Measured, calibrate
 from cost_models.factors import FACTORS, link_factor, names, spread, tuned_devices
 from cost_models.ledger import ledger
+from cost_models.targets import TARGETS
 from cost_models.uncertainty import deviation, difference, interval, plan_interval
-from profiles import Hardware, MoeplanError, Placement, Workload, load_hardware, load_profile
+from profiles import Hardware, Layer, MoeplanError, Placement, Workload, load_hardware, load_profile
 from profiles.hardware import Uncertainty
-from solver import evaluate, solve
+from solver import solve
+from solver.evaluate import judge
 
 MACHINE = load_hardware("1xRTX4090,cpu=Ryzen-9-7950X,ram=128GB")
 MODEL = load_profile("qwen3-30b-a3b", "q4_k_m")
+HOST = ("cpu", "cpu", "cpu")
+"""Where most of the random plans' experts are."""
 
 
 def costs(machine: Hardware = MACHINE) -> CostModel:
@@ -45,25 +49,46 @@ def prefill(on_cpu: int, logs: np.ndarray) -> Measured:
     return Measured(what.name, what.costs, what.steps, what.predicted_s(logs), what.noise)
 
 
-def by_formula(seed: int) -> bool:
-    """Whether no block's time was measured: such times are not entered."""
+def by_formula(seed: int) -> Instance:
+    """A random model and machine; no block's time was measured, as such times are not entered in ledgers."""
     instance = random_instance(random.Random(seed), layers=(1, 6), gpus=(0, 3))
-    return not any(block.measured_seconds for block in instance.profile.blocks)
+    profile = instance.profile
+
+    def forgotten(layer: Layer) -> Layer:
+        experts = layer.experts and layer.experts.replace(measured_seconds=None)
+        return layer.replace(attention=layer.attention.replace(measured_seconds=None), experts=experts)
+
+    ends = {name: getattr(profile, name).replace(measured_seconds=None) for name in ("embedding", "head")}
+    plain = profile.replace(**ends, layers=[forgotten(layer) for layer in profile.layers])
+    return Instance(plain, instance.hardware, instance.workload)
 
 
-@pytest.mark.parametrize("seed", [seed for seed in range(150) if by_formula(seed)][:12])
-@pytest.mark.parametrize("target", ["torch", "llama.cpp", "accelerate"])
-def test_a_ledger_is_what_the_judge_counts(seed: int, target: str) -> None:
-    instance = random_instance(random.Random(seed), layers=(1, 6), gpus=(0, 3))
-    rng, names_ = random.Random(seed), [device.name for device in instance.hardware.devices]
-    layers = [
-        {"attention": rng.choice(names_), "experts": {rng.choice(names_): "all"} if layer.experts else {}}
-        for layer in instance.profile.layers
-    ]
-    placed = Placement(embedding=rng.choice(names_), head=rng.choice(names_), layers=layers)
-    model = CostModel(instance.profile, instance.hardware, instance.workload, target=target)
-    told = evaluate(placed, instance.profile, instance.hardware, instance.workload, target=target).prediction
-    assert ledger(placed, model, model.decode_step()).seconds(model) == pytest.approx(told.decode_step_s, rel=1e-9)
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("engine", [None, "llama.cpp", "ik_llama.cpp"])
+def test_ledgers_are_what_the_judge_counts(target: str, engine: str | None) -> None:
+    """Prompts and answers of random plans; among them such as copy experts, for some or for all of their layers."""
+    copied = 0
+    for seed in range(100):
+        instance, rng = by_formula(seed), random.Random(seed)
+        names_ = [device.name for device in instance.hardware.devices]
+        layers = [
+            {"attention": rng.choice(names_), "experts": {rng.choice((*names_, *HOST)): "all"} if layer.experts else {}}
+            for layer in instance.profile.layers
+        ]
+        placed = Placement(embedding=rng.choice(names_), head=rng.choice(names_), layers=layers)
+        model = CostModel(instance.profile, instance.hardware, instance.workload, target=target, engine=engine)
+        told = judge(placed, model).prediction
+        prompt = [ledger(placed, model, step) for step in model.prefill_steps()]
+        assert sum(each.seconds(model) for each in prompt) == pytest.approx(told.prefill_s, rel=1e-9)
+        assert ledger(placed, model, model.decode_step()).seconds(model) == pytest.approx(told.decode_step_s, rel=1e-9)
+        moved = [
+            model.copies_experts(i, layer.attention, "cpu", step)
+            for step in model.prefill_steps()
+            for i, layer in enumerate(placed.layers)
+            if "cpu" in layer.experts
+        ]
+        copied += any(moved)
+    assert copied > 5 if target == "llama.cpp" else copied == 0
 
 
 def test_split_layers_cannot_be_entered() -> None:

@@ -15,9 +15,8 @@ from strategies import Instance, random_instance
 from cost_models import CostModel, Step
 from cost_models.engine_notes import engine_notes
 from cost_models.engines import ByModel, Engine, Habits, by_model, engine_of, engines
-from cost_models.ledger import ledger, sync_s
+from cost_models.ledger import sync_s
 from cost_models.roofline import (
-    LATENT_ATTENTION,
     Work,
     cache_s,
     flops_per_s,
@@ -26,7 +25,7 @@ from cost_models.roofline import (
     unpacked_per_s,
 )
 from cost_models.targets import TARGETS
-from profiles import Device, Experts, Placement, TargetError, Workload, load_hardware, load_profile
+from profiles import Device, Experts, TargetError, Workload, load_hardware, load_profile
 from profiles.catalogue import catalogue
 from profiles.hardware import Calibration
 
@@ -210,17 +209,19 @@ def test_launches_are_by_kind_and_by_expert() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "kind"),
+    ("name", "mla", "kind"),
     [
-        ("deepseek-v2", "latent"),
-        ("deepseek-r1", "latent"),
-        ("kimi-k2-instruct", "latent"),
-        ("qwen3-30b-a3b", "attention"),
-        ("mixtral-8x7b", "attention"),
+        ("deepseek-v2", None, "latent"),
+        ("deepseek-r1", "compressed", "latent"),
+        ("deepseek-r1", "expanded", "attention"),  # keys and values of every head are cached
+        ("kimi-k2-instruct", None, "latent"),
+        ("moonlight-16b-a3b", None, "latent"),
+        ("qwen3-30b-a3b", None, "attention"),
+        ("mixtral-8x7b", "compressed", "attention"),
     ],
 )
-def test_models_with_a_compressed_cache_are_latent(name: str, kind: str) -> None:
-    costs = CostModel(load_profile(name), load_hardware("1xRTX4090"), target="sglang-kt")
+def test_models_with_a_compressed_cache_are_latent(name: str, mla: str | None, kind: str) -> None:
+    costs = CostModel(load_profile(name, mla=mla), load_hardware("1xRTX4090"), target="sglang-kt")
     work = costs.work(costs.block("attention", 0), "attention", costs.device["cuda:0"], 1, 100.0)
     assert work.kind == kind
     assert costs.work(costs.block("head", 0), "head", costs.device["cuda:0"], 1, 0.0).kind == "ends"
@@ -228,6 +229,18 @@ def test_models_with_a_compressed_cache_are_latent(name: str, kind: str) -> None
     experts = costs.profile.layers[5].experts
     assert experts is not None
     assert (every.kind, every.experts) == ("experts", experts.count)
+
+
+def test_each_layer_is_latent_by_itself() -> None:
+    """A hybrid: what one layer caches says nothing of the next."""
+    model = load_profile("mixtral-8x7b")
+    layers = [
+        layer.replace(attention=layer.attention.replace(latent=i % 2 == 0)) for i, layer in enumerate(model.layers)
+    ]
+    costs = CostModel(model.replace(layers=layers), load_hardware("1xRTX4090"), target="llama.cpp")
+    even, odd = (costs.block_s("attention", i, "cuda:0", Step(1, 0)) for i in (0, 1))
+    launches = LLAMA.gpu.launch_s
+    assert even - odd == pytest.approx(launches.latent - launches.attention, rel=1e-9)
 
 
 def test_a_part_of_the_experts_is_launched_for_those_that_are_there() -> None:
@@ -268,94 +281,6 @@ def test_calibration_scales_what_it_says(habit: str) -> None:
         factor = 2.0 if habit == "sync" else 1.0
         assert again.sync_s(name) == pytest.approx(factor * costs.sync_s(name), rel=1e-12)
         assert sync_s(costs, again.device[name]) == again.sync_s(name)
-
-
-@pytest.mark.parametrize("batch", [1, 4])
-@pytest.mark.parametrize("engine", engines().engines, ids=lambda engine: engine.name)
-def test_prompts_copy_experts_by_the_engines_rule(engine: Engine, batch: int) -> None:
-    model = load_profile("qwen3-30b-a3b", "q4_k_m")  # 8 of 128 experts
-    machine = load_hardware("1xRTX4090,cpu=EPYC-9654,ram=128GB")
-    costs = CostModel(model, machine, Workload(batch_size=batch), target="llama.cpp", engine=engine.name)
-
-    def copies(tokens: int, attention: str = "cuda:0", device: str = "cpu") -> bool:
-        return costs.copies_experts(0, attention, device, Step(tokens, 0))
-
-    if engine.copies is None:
-        assert not copies(10**6)
-        return
-    least = engine.copies.from_tokens * (16 if engine.copies.per_expert else 1)
-    step = -(-least // batch)
-    assert [copies(step - 1), copies(step)] == [False, True]
-    for attention, device in (("cuda:0", "cuda:0"), ("cpu", "cpu"), ("cpu", "cuda:0")):
-        assert not copies(10**6, attention, device)
-
-
-def test_experts_that_are_all_used_are_copied_as_soon_by_either_rule() -> None:
-    assert IK.copies is not None
-    assert IK.copies.per_expert
-    model = load_profile("mixtral-8x7b")
-    layers = [
-        layer.replace(experts=layer.experts.replace(active=layer.experts.count))
-        for layer in model.layers
-        if layer.experts is not None
-    ]
-    costs = CostModel(model.replace(layers=layers), load_hardware("1xRTX4090"), target="llama.cpp", engine=IK.name)
-    least = IK.copies.from_tokens
-    assert [costs.copies_experts(0, "cuda:0", "cpu", Step(n, 0)) for n in (least - 1, least)] == [False, True]
-
-
-@pytest.mark.parametrize("host", ["EPYC-9654", "Xeon-Platinum-8358"])
-@pytest.mark.parametrize("engine", engines().engines, ids=lambda engine: engine.name)
-def test_copies_are_no_faster_than_memory_that_is_not_pinned(engine: Engine, host: str) -> None:
-    machine = load_hardware(f"1xRTX4090,cpu={host},ram=128GB")
-    n_bytes, rule = 10**10, engine.copies
-    most = rule.most_bytes_per_s if rule else None
-    if rule is not None and most is not None:
-        most = next((one.value for one in rule.hosts if re.search(one.model, host, re.IGNORECASE)), most)
-    limit = most or 20e9  # of what is pinned, and copied as fast as the link goes
-    for rate in (limit / 3, limit * 3):
-        links = [link.replace(bandwidth_bytes_per_s=rate, latency_s=1e-3) for link in machine.links]
-        model = load_profile("qwen3-30b-a3b", "q4_k_m")
-        costs = CostModel(model, machine.replace(links=links), target="llama.cpp", engine=engine.name)
-        over = 1e-3 + n_bytes / rate
-        capped = over if most is None else max(over, n_bytes / most)
-        assert costs.copied_s("cpu", "cuda:0", n_bytes) == pytest.approx(capped, rel=1e-12)
-        assert (capped > over) == (most is not None and rate > most)
-        assert costs.copied_s("cpu", "cpu", n_bytes) == 0.0
-        stored = costs.weight_bytes(costs.block("experts", 0), "cpu")
-        copied = costs.copied_s("cpu", "cuda:0", stored) + costs.block_s("experts", 0, "cuda:0", Step(512, 0))
-        assert costs.copied_experts_s(0, "cuda:0", "cpu", Step(512, 0)) == pytest.approx(copied, rel=1e-12)
-
-
-def test_some_hosts_copy_slower() -> None:
-    """The two hosts above are one of those that a rule names and one of the others."""
-    assert LLAMA.copies is not None
-    assert LLAMA.copies.most_bytes_per_s is not None
-    assert by_model(LLAMA.copies.hosts, "EPYC-9654") is None
-    slow = by_model(LLAMA.copies.hosts, "Xeon-Platinum-8358")
-    assert slow is not None
-    assert slow < LLAMA.copies.most_bytes_per_s
-
-
-@pytest.mark.parametrize("tokens", [1, 10**4])
-@pytest.mark.parametrize("engine", engines().engines, ids=lambda engine: engine.name)
-def test_a_ledger_copies_where_the_engine_would(engine: Engine, tokens: int) -> None:
-    machine = load_hardware("1xRTX4090,cpu=EPYC-9654,ram=128GB")
-    costs = CostModel(load_profile("qwen3-30b-a3b", "q4_k_m"), machine, target="llama.cpp", engine=engine.name)
-    layers = [{"attention": "cuda:0", "experts": {"cpu": "all"}} for _ in costs.profile.layers]
-    step = Step(tokens, 0)
-    found = ledger(Placement(embedding="cuda:0", head="cuda:0", layers=layers), costs, step)
-    copied = costs.copies_experts(0, "cuda:0", "cpu", step)
-    assert copied == (tokens > 1 and engine.copies is not None)
-    ran_on = {device for device, work in found.work if work.kind == "experts"}
-    assert ran_on == {"cuda:0" if copied else "cpu"}
-    assert found.syncs == ({} if copied else {"cpu": len(layers)})
-    stored = [costs.weight_bytes(costs.block("experts", i), "cpu") for i in range(len(layers))]
-    expected = sum(costs.copied_s("cpu", "cuda:0", n) for n in stored) if copied else 0.0
-    assert found.copies_s == pytest.approx(expected, rel=1e-12)
-    assert (found.copies_s > 0) == copied
-    quicker = found.seconds(costs, link=2.0)
-    assert found.seconds(costs) - quicker == pytest.approx(found.copies_s / 2, abs=1e-12)
 
 
 @given(
@@ -428,7 +353,10 @@ def in_detail(rng: random.Random, instance: Instance) -> Instance:
         if few is not None and experts is not None:
             experts = experts.replace(params=int(8 * experts.weight_bytes.cpu / few))
         layers.append(layer.replace(experts=experts))
-    architecture = rng.choice((None, "qwen3_moe", "deepseek_v4", *sorted(LATENT_ATTENTION)))
+    latent = rng.choice((True, False))
+    layers = [layer.replace(attention=layer.attention.replace(latent=latent)) for layer in layers]
+    # The oracle goes by the architecture's name.
+    architecture = rng.choice(("deepseek_v3", "kimi_k2") if latent else (None, "qwen3_moe", "deepseek_v4"))
     profile = instance.profile.replace(architecture=architecture, layers=layers)
     hardware = instance.hardware.replace(devices=[device(one) for one in instance.hardware.devices])
     return Instance(profile, hardware, instance.workload)

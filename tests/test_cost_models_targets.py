@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from cost_models import CostModel, Step
-from cost_models.targets import OFFLOAD_FROM_TOKENS, TARGETS, largest_tensor_bytes, load_peaks, target_memory
+from cost_models.targets import TARGETS, largest_tensor_bytes, load_peaks, target_memory
 from moeplan.tables import load_lines
 from profiles import Experts, Hardware, InfeasiblePlacement, ModelProfile, TargetError, Workload, load_hardware
 from solver import evaluate, solve
@@ -175,7 +175,7 @@ def costs(target: str, *, batch: int = 1, bandwidth: float = 1e3, order: int = 1
 
 @pytest.mark.parametrize(("batch", "tokens"), [(1, 31), (1, 32), (4, 7), (4, 8), (1, 512)])
 def test_llama_cpp_copies_experts_for_32_tokens_or_more_if_that_is_quicker(batch: int, tokens: int) -> None:
-    step, copies = Step(tokens, 0), batch * tokens >= OFFLOAD_FROM_TOKENS
+    step, copies = Step(tokens, 0), batch * tokens >= 32
     plain, found = (costs(target, batch=batch, engine="llama.cpp") for target in ("torch", "llama.cpp"))
     there = plain.experts_from_s(0, "cuda:1", "cpu", step)
     copied = 1e-3 + 600 / 1e6 + plain.block_s("experts", 0, "cuda:1", step)
@@ -205,7 +205,7 @@ def test_llama_cpp_copies_the_part_of_a_split_layer_that_is_on_the_cpu(tokens: i
     copied = 450 / 1e6 + plain.split_experts_s(0, "cuda:0", {"cuda:0": [0, 1, 2]}, step)
     own = plain.split_experts_s(0, "cuda:0", {"cuda:0": [3]}, step)
     both = found.split_experts_s(0, "cuda:0", {"cpu": [0, 1, 2], "cuda:0": [3]}, step)
-    if tokens >= OFFLOAD_FROM_TOKENS:
+    if tokens >= 32:
         assert both == pytest.approx(max(own, min(there, copied)), rel=1e-12)
         assert copied < there
     else:

@@ -220,6 +220,8 @@ def test_latent_attention_compressed_and_expanded() -> None:
     assert kv("deepseek-v3", mla="expanded") == 2 * 128 * (192 + 128)
     assert kv("deepseek-v3", "q8_0") == 576 * 34 // 32
     assert kv("mixtral-8x7b", mla="expanded") == kv("mixtral-8x7b"), "nothing is latent there"
+    for mla, latent in ((None, True), ("compressed", True), ("expanded", False)):
+        assert {layer.attention.latent for layer in load_profile("deepseek-v3", mla=mla).layers} == {latent}
 
 
 def test_layers_keep_their_own_kind_of_cache() -> None:

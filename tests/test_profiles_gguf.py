@@ -285,8 +285,10 @@ def test_latent_attention_caches_the_latent_where_the_file_is_split_for_it(tmp_p
     assert both.layers[0].attention.params == split.layers[0].attention.params, "kv_b is one projection"
     old = read(tmp_path, "deepseek2", latent(WHOLE), **LATENT)
     assert old.layers[0].attention.kv_bytes_per_token == 2 * 4 * 80
+    assert [each.layers[0].attention.latent for each in (split, both, old)] == [True, True, False]
     assert any("mla" in note for note in old.notes)
-    assert load_profile(tmp_path / "x.gguf", mla="compressed").layers[0].attention.kv_bytes_per_token == 2 * 48
+    compressed = load_profile(tmp_path / "x.gguf", mla="compressed").layers[0].attention
+    assert (compressed.kv_bytes_per_token, compressed.latent) == (2 * 48, True)
     assert (
         load_profile(tmp_path / "x.gguf", kv_quant="q8_0").layers[0].attention.kv_bytes_per_token == 4 * 80 * 34 // 32
     )

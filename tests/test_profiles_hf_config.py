@@ -302,6 +302,35 @@ def test_latent_attention_expands_its_whole_cache() -> None:
     assert max(moment.per_context_token for moment in workspace.moments) == 128 * (128 + 128 + 128 + 64) * 2
 
 
+HALF = "half"
+LATENT_FAMILIES = {
+    **dict.fromkeys(
+        ("axk1", "axk2", "deepseek_v3", "deepseek_v32", "dots3_note", "glm4_moe_lite", "glm_moe_dsa"), True
+    ),
+    **dict.fromkeys(("hy_v4", "minicpm3", "mistral4", "mistral_large4", "youtu"), True),
+    **dict.fromkeys(("bailing_hybrid", "kimi_linear"), HALF),
+    **dict.fromkeys(("qwen3_moe", "glm4_moe"), False),
+}
+"""transformers' families whose configs have kv_lora_rank (not mistral_large4, which takes half a minute), and some
+others; in hybrids some layers have no cache."""
+
+
+@pytest.mark.parametrize("family", LATENT_FAMILIES)
+def test_layers_say_that_their_cache_is_latent(family: str) -> None:
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    if family not in CONFIG_MAPPING:
+        pytest.skip("this transformers does not know it")
+    layers = 6 if LATENT_FAMILIES[family] == HALF else 3
+    config = CONFIG_MAPPING[family](num_hidden_layers=layers).to_dict()
+    profile = read_hf_config(config, family, "bf16")
+    found = {layer.attention.latent for layer in profile.layers if layer.attention.kv_bytes_per_token}
+    assert found == {LATENT_FAMILIES[family] is not False}
+    without_cache = [layer for layer in profile.layers if not layer.attention.kv_bytes_per_token]
+    assert not any(layer.attention.latent for layer in without_cache)
+    assert bool(without_cache) == (LATENT_FAMILIES[family] == HALF)
+
+
 # --- presets and bad configs ------------------------------------------------------------------------------------------
 
 

@@ -153,12 +153,26 @@ def test_what_is_given_wins_over_the_catalogue() -> None:
     assert ("cuda:3", "cuda:4") in [link.between for link in machine.links]
 
 
+def test_sockets_multiply_the_catalogue_and_nothing_that_is_written() -> None:
+    bare = "{name: cpu, kind: cpu, memory_bytes: 1 TB, bandwidth_bytes_per_s: 400 GB/s, flops_per_s: {bf16: 1 TFLOP/s}"
+    listed = "{use: EPYC-9654, memory_bytes: 1 TB"
+    for cpu, one, two in ((bare, 400e9, 400e9), (listed, 460.8e9, 921.6e9)):
+        for sockets, expected in ((1, one), (2, two)):
+            text = f"{{name: x, devices: [{cpu}, cores: 64, sockets: {sockets}}}]}}"
+            found = hardware_from_document(yaml.safe_load(text), "x.yaml").cpu
+            assert (found.bandwidth_bytes_per_s, found.cores, found.sockets) == (expected, 64, sockets)
+            assert found.memory_bytes == 10**12
+
+
 def test_links_in_full_are_taken_as_given() -> None:
     links = [{"between": ["cuda:0", "cpu"], "bandwidth_bytes_per_s": "1 GB/s", "latency_s": "5 us"}]
     devices = [{"use": "L40"}, {"use": "EPYC-9654", "memory_bytes": "1 TB"}]
     machine = hardware_from_document({"name": "x", "devices": devices, "links": links}, "x.yaml")
     assert [(link.bandwidth_bytes_per_s, link.latency_s) for link in machine.links] == [(1e9, 5e-6)]
     assert load_hardware(machine.to_dict()) == machine
+
+
+PLAIN_GPU = '"name": "cuda:0", kind: gpu, memory_bytes: 9, bandwidth_bytes_per_s: 1, flops_per_s: {bf16: 1}'
 
 
 @pytest.mark.parametrize(
@@ -169,6 +183,7 @@ def test_links_in_full_are_taken_as_given() -> None:
         ("[{use: 5}]", "devices[0].use"),
         ("[{use: EPYC-9654}]", "devices[0].memory_bytes: missing"),
         ("[{use: L40, sockets: 2}]", "repeat: 2"),
+        (f"[{{{PLAIN_GPU}, sockets: 2}}]", "sockets 2: cuda:0 is a GPU; leave it out, or write repeat"),
         ("[{use: EPYC-9654, memory_bytes: 1 TB, sockets: true}]", "sockets"),
         ("[{use: EPYC-9654, memory_bytes: 1 TB, repeat: 2}]", "cpu is given twice"),
         ("[{use: L40, repeat: 0}]", "repeat"),

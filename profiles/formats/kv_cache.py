@@ -47,6 +47,15 @@ def kv_format(kv_quant: object = None, mla: object = None) -> KvFormat:
     return KvFormat(kind, mla)
 
 
+def keeps_latent(cache: Cache, how: KvFormat) -> bool:
+    """Whether a layer's cache holds the latent of latent attention.
+
+    >>> keeps_latent(Cache(values_per_token=576, full_values_per_token=40_960), KvFormat())
+    True
+    """
+    return cache.is_latent and how.mla != "expanded"
+
+
 def kv_bytes_per_token(cache: Cache, how: KvFormat, value_bytes: int) -> int:
     """Bytes that one cached token takes in a layer; `value_bytes` is the size of an activation.
 
