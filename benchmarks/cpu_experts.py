@@ -4,7 +4,9 @@ Every engine that runs here computes the same tokens with the same random weight
 machine does hits all alike; each figure is the best of all turns, and so is the bandwidth, measured in between
 with one reading thread a CPU. Bytes are those of the distinct experts that the tokens chose, as the engine holds them.
 
-Run: python benchmarks/cpu_experts.py [--shapes deepseek-v2,…] [--rounds 5] [--out docs/cpu_experts.md]
+On a machine that others use, `--patience 20` waits up to 20 s before each measurement for the other work to pause.
+
+Run: python benchmarks/cpu_experts.py [--shapes deepseek-v2,…] [--rounds 5] [--patience 20] [--out docs/cpu_experts.md]
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import psutil
 import torch
 from torch import nn
 from transformers import Qwen3MoeConfig
@@ -30,13 +33,15 @@ from runtime_adapter.probes import Limits, read_bandwidth
 SHAPES = {
     "deepseek-v2": (5120, 1536, 160, 6),
     "deepseek-v2-lite": (2048, 1408, 64, 6),
-    "mixtral-8x22b": (6144, 16384, 8, 2),
     "qwen3-235b-a22b": (4096, 1536, 128, 8),
+    "qwen3-30b-a3b": (2048, 768, 128, 8),
 }
 """(hidden size, intermediate size, experts, experts a token)."""
 TOKENS = (1, 4, 32, 512)
 REST_S = 0.1
 """kt-kernel's threads spin 50 ms after each call, and would take the next engine's time."""
+IDLE_PERCENT, LOOK_S = 10.0, 0.3
+"""Others pause when they use less than this share of all CPUs for so long."""
 
 
 @dataclass
@@ -57,6 +62,9 @@ class Bench:
 
     name: str
     facts: Facts
+    patience: float
+    asked: int = 0
+    idle: int = 0
     engines: dict[str, ExpertEngine] = field(default_factory=dict)
     bits: dict[str, float] = field(default_factory=dict)
     rows: dict[tuple[str, int], Row] = field(default_factory=dict)
@@ -85,10 +93,19 @@ class Bench:
     def turn(self, seconds: float) -> None:
         """One turn of everything: the bandwidth, and each engine with each number of tokens for about `seconds`."""
         for name, engine in self.engines.items():
+            self.wait()
             self.probe()
             for tokens in TOKENS:
-                time.sleep(REST_S)
+                self.wait()
                 self.measure(self.rows[name, tokens], engine, seconds)
+
+    def wait(self) -> None:
+        """Until others pause, or patience is at an end."""
+        time.sleep(REST_S)
+        deadline, paused = time.monotonic() + self.patience, False
+        while not paused and time.monotonic() < deadline:
+            paused = psutil.cpu_percent(LOOK_S) < IDLE_PERCENT
+        self.asked, self.idle = self.asked + 1, self.idle + paused
 
     def probe(self) -> None:
         cpus, limits = self.facts.usable[: self.facts.threads], Limits(seconds=0.5)
@@ -149,6 +166,7 @@ def told(bench: Bench) -> str:
         f"{bench.name}: {bench.bandwidth / 1e9:.1f} GB/s read by {bench.facts.threads} threads; "
         f"{bench.timed.experts} of {bench.full.experts} experts, "
         f"{bench.timed.experts * bench.full.bytes_of_one / 1e9:.2f} GB in bf16"
+        + (f"; others paused in {bench.idle} of {bench.asked} measurements" if bench.patience else "")
     )
 
 
@@ -176,12 +194,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="turns of every engine")
     parser.add_argument("--seconds", type=float, default=0.5, help="of one engine with one number of tokens, a turn")
     parser.add_argument("--gigabytes", type=float, default=1.2, help="of bf16 weights, a shape")
+    parser.add_argument("--patience", type=float, default=0.0, help="seconds to wait for others before a measurement")
     parser.add_argument("--out", type=Path, help="put the table into this page, between its two marks")
     options = parser.parse_args()
     facts, benches = read_facts(), list[Bench]()
     print(machine(facts))
     for name in options.shapes.split(","):
-        bench = Bench(name, facts)
+        bench = Bench(name, facts, options.patience)
         bench.build(options.engines.split(","), options.gigabytes)
         for _ in range(options.rounds):
             bench.turn(options.seconds)

@@ -21,34 +21,39 @@ Job = Callable[[], object]
 
 
 def run(jobs: Sequence[Job]) -> None:
-    """Do all jobs with as many threads as torch would use, in no order, and return when all are done.
+    """Do all jobs with `size()` threads, in no order, and return when all are done.
 
     Jobs run without gradients, and in inference mode where the caller is; the first problem that one raises is raised
     here, after the others have stopped taking jobs.
     """
-    count = min(torch.get_num_threads(), len(_cpus()))
-    if count > 1 and jobs:
-        _crew(os.getpid(), count).run(jobs)
+    if size() > 1 and jobs:
+        _crew(os.getpid(), size()).run(jobs)
     else:
         for job in jobs:
             job()
+
+
+def size() -> int:
+    """How many threads do the jobs: as many as torch would use, at most one a CPU."""
+    return min(torch.get_num_threads(), len(_cpus()))
 
 
 class Crew:
     """One thread on each of `cpus`. They do one list of jobs at a time; other callers wait their turn."""
 
     def __init__(self, cpus: Sequence[int]) -> None:
-        self._turn, self._done = threading.Lock(), threading.Semaphore(0)
-        self._starts = [threading.Semaphore(0) for _ in cpus]
+        self._turn = threading.Lock()
+        # Locks as signals, released by the other side: much quicker than a semaphore, which is written in Python.
+        self._starts, self._ends = [_closed() for _ in cpus], [_closed() for _ in cpus]
         self._jobs: Sequence[Job] = ()
         self._next: Iterator[int] = iter(())
         self._inference = False
         self._problems: list[BaseException] = []
         threads = torch.get_num_threads()
-        for start, cpu in zip(self._starts, cpus, strict=True):
-            threading.Thread(target=self._work, args=(start, cpu), name=f"experts-{cpu}", daemon=True).start()
-        for _ in self._starts:
-            self._done.acquire()
+        for which, cpu in enumerate(cpus):
+            threading.Thread(target=self._work, args=(which, cpu), name=f"experts-{cpu}", daemon=True).start()
+        for end in self._ends:
+            end.acquire()
         torch.set_num_threads(threads)  # each worker has set 1 for itself, and for threads that are yet to come
 
     def run(self, jobs: Sequence[Job]) -> None:
@@ -58,8 +63,8 @@ class Crew:
             for start in self._starts:
                 start.release()
             try:
-                for _ in self._starts:
-                    self._done.acquire()
+                for end in self._ends:
+                    end.acquire()
             except BaseException:  # an interrupt: the threads go on with these jobs, so the next ones need others
                 _crew.cache_clear()
                 raise
@@ -67,20 +72,26 @@ class Crew:
         if problems:
             raise problems[0]
 
-    def _work(self, start: threading.Semaphore, cpu: int) -> None:
+    def _work(self, which: int, cpu: int) -> None:
         with contextlib.suppress(OSError, AttributeError):  # not allowed there, or no such thing there
             os.sched_setaffinity(0, {cpu})  # of this thread alone
         torch.get_num_threads()  # torch's own first look, which would undo the next line if it came later
         torch.set_num_threads(1)
         while True:
-            self._done.release()
-            start.acquire()
+            self._ends[which].release()
+            self._starts[which].acquire()
             try:
                 with torch.inference_mode(self._inference), torch.no_grad():
                     while (number := next(self._next)) < len(self._jobs) and not self._problems:
                         self._jobs[number]()
             except BaseException as problem:
                 self._problems.append(problem)
+
+
+def _closed() -> threading.Lock:
+    lock = threading.Lock()
+    lock.acquire()
+    return lock
 
 
 @lru_cache(maxsize=4)

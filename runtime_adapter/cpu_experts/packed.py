@@ -15,9 +15,9 @@ from runtime_adapter.cpu_experts.panels import Int8Panels, Panels
 
 ALONE = 2**15
 """Numbers up to which torch's own operations use one thread."""
-PIECES = 16
-"""Pieces of work at least, for each weight of a token's experts: with few threads each takes several, so that they end
-nearly together; with many threads there are as many as those."""
+IDLE = 0.1
+"""Share of the threads' time that may be lost because pieces of work do not divide evenly by them. More and smaller
+pieces would lose less, but each costs a fifth of a millisecond."""
 
 
 class PackedExperts:
@@ -91,12 +91,14 @@ class PackedExperts:
         def some(first: int, last: int) -> None:
             rows = outer.index_select(0, back[first * slots : last * slots])
             rows = self._experts.post_expert_norm(rows) if norm else rows  # type: ignore[operator]
-            weighted = rows.view(last - first, slots, -1) * call.weights[first:last, :, None]
+            weighted = rows.view(last - first, slots, rows.shape[1]) * call.weights[first:last, :, None]
             result[first:last] = weighted.sum(dim=1)
 
-        step = max(1, ALONE // max(1, outer.shape[1] * slots))
-        tokens = len(result)
-        crew.run([partial(some, first, min(first + step, tokens)) for first in range(0, tokens, step)])
+        tokens, step = len(result), max(1, ALONE // max(1, outer.shape[1] * slots))
+        if tokens <= step and outer.numel() <= ALONE:  # to wake the crew takes longer
+            some(0, tokens)
+        else:
+            crew.run([partial(some, first, min(first + step, tokens)) for first in range(0, tokens, step)])
         return result
 
     def _bias(self, name: str) -> Tensor | None:
@@ -125,8 +127,7 @@ class _Call:
 def _through(panels: Panels, call: _Call, rows: Callable[[slice], Tensor], bias: Tensor | None) -> Tensor:
     """The `rows` [n, K] of every expert's pairs through its weight -> [S, N], in pieces: some panels of one expert."""
     result = call.hidden_states.new_empty(len(call.order), panels.columns, dtype=panels.dtype)
-    pieces = -(-max(PIECES, torch.get_num_threads()) // max(1, len(call.spans)))  # of each expert, rounded up
-    step = -(-panels.count // pieces)
+    step = -(-panels.count // pieces_of_each(len(call.spans), crew.size(), panels.count))
 
     def piece(expert: int, span: slice, first: int) -> None:
         last, out = min(first + step, panels.count), result[span]
@@ -137,6 +138,19 @@ def _through(panels: Panels, call: _Call, rows: Callable[[slice], Tensor], bias:
 
     crew.run([partial(piece, *of, first) for of in call.spans.items() for first in range(0, panels.count, step)])
     return result
+
+
+def pieces_of_each(experts: int, threads: int, most: int) -> int:
+    """Into how many pieces each of some experts' work is cut, at most `most`, so that few threads idle at the end.
+
+    >>> [pieces_of_each(6, threads, 32) for threads in (1, 2, 4, 8, 16)]
+    [1, 1, 2, 4, 5]
+    """
+    for pieces in range(1, most):
+        rounds = -(-pieces * experts // threads)
+        if rounds * threads * (1 - IDLE) <= pieces * experts:
+            return pieces
+    return most
 
 
 def _spans(ids: Tensor) -> dict[int, slice]:

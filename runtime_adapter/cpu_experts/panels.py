@@ -71,8 +71,8 @@ class Panels:
         """
         columns = slice(first * self.width, last * self.width)
         if len(inputs) <= FEW:
-            sums = self._bags(expert, first, last, inputs)
-            out[:, columns] = sums.view(last - first, len(inputs), self.width).transpose(0, 1).flatten(1)
+            sums = self._bags(expert, first, last, inputs.contiguous()).view(last - first, len(inputs), self.width)
+            out[:, columns].view(len(inputs), last - first, self.width).copy_(sums.transpose(0, 1))
             return
         factor = inputs if multiplies_well(self.dtype) else inputs.float()
         for panel in range(first, last):
@@ -143,29 +143,30 @@ def room(*shape: int, dtype: torch.dtype) -> Tensor:
 class _Bags:
     """Which rows of some panels make up each token's sums: one bag a panel and token, each with all rows of its panel.
 
-    A bag reads its rows from `STREAMS` places of the panel in turn. The sum is the same, and a core has more of them
+    A bag reads its rows from `streams` places of the panel in turn. The sum is the same, and a core has more of them
     under way at once: read from one place on, its bandwidth was a third less.
     """
 
     rows: Tensor
     starts: Tensor
-    order: Tensor
     count: int
+    streams: int
 
     def scales(self, inputs: Tensor) -> Tensor:
         """What each row of each bag is multiplied by, for tokens [n, K]."""
-        return inputs.index_select(1, self.order).repeat(self.count, 1).view(-1)
+        n, k = inputs.shape
+        in_turn = inputs.view(n, self.streams, -1).transpose(1, 2).reshape(n, k)
+        return in_turn.expand(self.count, n, k).reshape(-1)
 
 
 @lru_cache(maxsize=64)
 def _bags_of(count: int, tokens: int, inputs: int) -> _Bags:
     """The bags of `count` panels with `inputs` rows each; one object a shape, so that it stays in a cache."""
-    each = -(-inputs // STREAMS)
-    order = torch.arange(each * STREAMS).view(STREAMS, each).t().reshape(-1)
-    order = order[order < inputs]
+    streams = STREAMS if inputs % STREAMS == 0 else 1
+    in_turn = torch.arange(inputs).view(streams, -1).t().reshape(-1)
     panels = torch.arange(count).repeat_interleave(tokens)
-    rows = (panels[:, None] * inputs + order).view(-1).to(torch.int32)
-    return _Bags(rows, torch.arange(0, len(rows), inputs, dtype=torch.int32), order, count)
+    rows = (panels[:, None] * inputs + in_turn).view(-1).to(torch.int32)
+    return _Bags(rows, torch.arange(0, len(rows), inputs, dtype=torch.int32), count, streams)
 
 
 def multiplies_well(dtype: torch.dtype) -> bool:
