@@ -14,8 +14,10 @@ import yaml
 from profiles.errors import TargetError
 from profiles.placement import Placement
 from runtime_adapter.export import export
-from runtime_adapter.targets.ktransformers import layer_regex, read, write
+from runtime_adapter.targets import ktransformers
+from runtime_adapter.targets.ktransformers import layer_regex
 from runtime_adapter.targets.ktransformers_simulator import parse_rules
+from runtime_adapter.targets.target import Outline
 
 GOLDEN = Path(__file__).parent / "golden" / "ktransformers_deepseek_v2.yaml"
 DEEPSEEK = ("deepseek_v2", "deepseek_v3", "kimi_k2")
@@ -29,6 +31,15 @@ def layer(attention: str, experts: str | None = None) -> dict[str, Any]:
 
 def placement(architecture: str | None, layers: list[dict[str, Any]], head: str = "cuda:0", **more: Any) -> Placement:
     return Placement(**{"architecture": architecture, "embedding": "cpu", "head": head, "layers": layers, **more})
+
+
+def write(plan: Placement) -> str:
+    return ktransformers.write(plan, Outline.of_plan(plan))
+
+
+def read(text: str, architecture: str | None, has_experts: list[bool], where: str = "rules") -> Placement:
+    outline = Outline(None, architecture, tuple(8 if moe else 0 for moe in has_experts))
+    return ktransformers.read(text, outline, where)
 
 
 def random_plan(architecture: str, seed: int) -> Placement:

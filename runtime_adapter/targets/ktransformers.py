@@ -15,7 +15,7 @@ that layer 1 is never taken for layer 10. What decides memory, and was read in k
 >>> from profiles.placement import Placement
 >>> layer = {"attention": "cuda:0", "experts": {"cpu": "all"}}
 >>> plan = Placement(architecture="deepseek_v3", embedding="cpu", head="cuda:0", layers=[layer, layer])
->>> print(write(plan).splitlines()[-4])
+>>> print(write(plan, Outline.of_plan(plan)).splitlines()[-4])
 - match: {name: '^model\.layers\.(?:[0-1])(?:\.|$)'}
 """
 
@@ -34,57 +34,83 @@ from runtime_adapter.targets.ktransformers_modules import (
     LINEAR_OPERATOR,
     Architecture,
     architecture_of,
+    module_tree,
 )
-from runtime_adapter.targets.ktransformers_simulator import read
-
-__all__ = ["read", "write"]
+from runtime_adapter.targets.ktransformers_simulator import parse_rules, resolve
+from runtime_adapter.targets.ktransformers_simulator import read as read_placement
+from runtime_adapter.targets.target import Outline
 
 Rule = dict[str, Any]
 
 
-def write(plan: Placement) -> str:
+def write(plan: Placement, outline: Outline, model_path: str | None = None) -> str:
     """The whole rules file for the plan, already checked: resolved as KT would, every module is where the plan says.
 
-    Raises TargetError, in one line, for what KT cannot do: split experts, attention on the CPU, tokens embedded on a
-    GPU, Mixtral's attention anywhere but on cuda:0, an architecture that is unknown or missing.
+    The model's path is not part of it. Raises TargetError, in one line, for what KT cannot do; see `obstacles`.
     """
-    kind = architecture_of(plan.architecture)
-    _check_expressible(plan, kind)
-    text = _heading(plan) + dump_yaml(list(_rules(plan, kind)))
-    _check_written(text, plan)
+    kind = architecture_of(outline.architecture)
+    for problem in obstacles(plan, outline):
+        raise TargetError(problem)
+    text = _heading(plan, outline) + dump_yaml(list(_rules(plan, kind)))
+    _check_written(text, plan, outline)
     return text
 
 
-def _check_expressible(plan: Placement, kind: Architecture) -> None:
-    """Raise TargetError, with the remedy, for a plan that no rules file can mean."""
+def obstacles(plan: Placement, outline: Outline) -> list[str]:
+    """Why no rules file can mean the plan, with the remedies: an architecture that is unknown or missing, split
+    experts, attention on the CPU, tokens embedded on a GPU, Mixtral's attention anywhere but on cuda:0."""
+    try:
+        kind = architecture_of(outline.architecture)
+    except TargetError as problem:
+        return [str(problem)]
+    return list(_obstacles(plan, kind))
+
+
+def _obstacles(plan: Placement, kind: Architecture) -> Iterator[str]:
     split = [i for i, layer in enumerate(plan.layers) if len(layer.experts) > 1]
     on_cpu = [i for i, layer in enumerate(plan.layers) if layer.attention == "cpu"]
     away = [i for i, layer in enumerate(plan.layers) if layer.attention != "cuda:0"]
     if split:
-        raise TargetError(
+        yield (
             f"ktransformers: layers {ranges(split)} split their experts over devices, but a rule moves a layer's "
-            f"experts whole; solve with granularity 'module'"
+            "experts whole; solve with granularity 'module'"
         )
     if on_cpu:
-        raise TargetError(
+        yield (
             f"ktransformers: layers {ranges(on_cpu)} have their attention on cpu, but its attention operators need "
-            f"a GPU; pin the attention to GPUs or solve with target 'ktransformers'"
+            "a GPU; pin the attention to GPUs or solve with target 'ktransformers'"
         )
     if plan.embedding != "cpu":
-        raise TargetError(
+        yield (
             f"ktransformers: embedding is on {plan.embedding}, but its engines look tokens up on the CPU; "
             "solve for target ktransformers, or pin the embedding to cpu"
         )
     if kind.model_operator is None and away:
-        raise TargetError(
-            f"ktransformers: layers {ranges(away)} have their attention away from cuda:0, but {plan.architecture} has "
-            f"no operator that moves hidden states between GPUs; pin all attention to cuda:0 (experts may go anywhere)"
+        yield (
+            f"ktransformers: layers {ranges(away)} have their attention away from cuda:0, but there is no operator that "
+            "moves this model's hidden states between GPUs; pin all attention to cuda:0 (experts may go anywhere)"
         )
 
 
-def _heading(plan: Placement) -> str:
+def simulate(text: str, outline: Outline, where: str = "rules") -> dict[str, str]:
+    """The device of every module that holds tensors, resolved as KT does."""
+    resolved = resolve(parse_rules(text, where), module_tree(outline.architecture, _has_experts(outline)))
+    return {name: found.device for name, found in resolved.items() if found.device and found.module.holds_tensors}
+
+
+def read(text: str, outline: Outline, where: str = "rules") -> Placement:
+    """The placement that a rules file means. Raises TargetError where KT could not run it."""
+    plan = read_placement(text, outline.architecture, _has_experts(outline), where)
+    return plan.replace(model=outline.model)
+
+
+def _has_experts(outline: Outline) -> list[bool]:
+    return [count != 0 for count in outline.experts]
+
+
+def _heading(plan: Placement, outline: Outline) -> str:
     """Comment lines that say what the file is for."""
-    facts = [f"KTransformers rules by moeplan: {plan.model or plan.architecture} on {plan.hardware or 'this machine'}"]
+    facts = [f"KTransformers rules by moeplan: {plan.model or outline.architecture} on {plan.hardware or 'this machine'}"]
     if plan.prediction is not None:
         facts.append(
             f"predicted: prefill {plan.prediction.prefill_s:.3g} s, decode step {plan.prediction.decode_step_s:.3g} s, "
@@ -197,9 +223,9 @@ def _digits(digits: list[int]) -> str:
     return f"[{ranges(digits).replace(',', '')}]"
 
 
-def _check_written(text: str, plan: Placement) -> None:
+def _check_written(text: str, plan: Placement, outline: Outline) -> None:
     """Read our own text back as KT would; a difference is a bug of ours, and must not reach a machine."""
-    found = read(text, plan.architecture, [bool(layer.experts) for layer in plan.layers], where="the rules written")
+    found = read(text, outline, "the rules written")
     wanted = [(layer.attention, list(layer.experts)) for layer in plan.layers]
     if [(layer.attention, list(layer.experts)) for layer in found.layers] != wanted or found.head != plan.head:
         raise TargetError("ktransformers: the rules written do not mean the plan; this is a bug in moeplan, report it")

@@ -1,0 +1,19 @@
+"""The targets by name."""
+
+from __future__ import annotations
+
+from profiles.errors import TargetError
+from runtime_adapter.targets import ktransformers, plan_document
+from runtime_adapter.targets.target import Target
+
+TARGETS: dict[str, Target] = {
+    "ktransformers": ktransformers,
+    "moeplan": plan_document,
+}
+
+
+def target_named(name: str) -> Target:
+    """The target of that name. Raises TargetError, which lists all, for another."""
+    if name not in TARGETS:
+        raise TargetError(f"export: {name!r} is no format of plans; use one of {', '.join(TARGETS)}")
+    return TARGETS[name]
