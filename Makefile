@@ -60,8 +60,10 @@ clean:
 $(VENV)/core: pyproject.toml constraints.txt $(UNFINISHED)
 	$(call install,.,the planner: about a minute,core)
 
+# kt-kernel has wheels for some platforms, and names another torch than ours though it works with it: hence --no-deps.
 $(VENV)/dev: pyproject.toml constraints.txt $(UNFINISHED)
 	$(call install,.[torch$(comma)plots$(comma)dev],planner$(comma) torch and tools: a few minutes,core dev)
+	@$(PIP) --no-deps --only-binary :all: kt-kernel 2>/dev/null || echo 'no kt-kernel for this platform: its tests are skipped' >&2
 
 comma := ,
 

@@ -21,8 +21,21 @@ from profiles import (
     load_placement,
     load_profile,
 )
-from runtime_adapter import Applied, DryRun, apply, dry_run, export, measure, read_activations, read_rules
-from runtime_adapter.rehearse import Rehearsal, rehearse
+from runtime_adapter import (
+    Applied,
+    DryRun,
+    Rehearsal,
+    apply,
+    dry_run,
+    export,
+    load,
+    load_distributed,
+    measure,
+    read_activations,
+    read_rules,
+    rehearse,
+    stages_of,
+)
 from solver import Comparison, Evaluation, compare, evaluate, solve
 
 __all__ = [
@@ -46,6 +59,8 @@ __all__ = [
     "dry_run",
     "evaluate",
     "export",
+    "load",
+    "load_distributed",
     "load_hardware",
     "load_placement",
     "load_profile",
@@ -54,4 +69,5 @@ __all__ = [
     "read_rules",
     "rehearse",
     "solve",
+    "stages_of",
 ]

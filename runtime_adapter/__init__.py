@@ -2,10 +2,27 @@
 
 from runtime_adapter.activations import read_activations
 from runtime_adapter.apply import Applied, apply
+from runtime_adapter.distributed import load_distributed, stages_of
 from runtime_adapter.dry_run import dry_run
 from runtime_adapter.export import export
 from runtime_adapter.live_bytes import DryRun
+from runtime_adapter.load import load
 from runtime_adapter.measure import measure
 from runtime_adapter.read_rules import read_rules
+from runtime_adapter.rehearse import Rehearsal, rehearse
 
-__all__ = ["Applied", "DryRun", "apply", "dry_run", "export", "measure", "read_activations", "read_rules"]
+__all__ = [
+    "Applied",
+    "DryRun",
+    "Rehearsal",
+    "apply",
+    "dry_run",
+    "export",
+    "load",
+    "load_distributed",
+    "measure",
+    "read_activations",
+    "read_rules",
+    "rehearse",
+    "stages_of",
+]
