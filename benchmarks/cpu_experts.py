@@ -27,8 +27,8 @@ from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeExperts
 from profiles.errors import ApplyError
 from runtime_adapter.cpu_experts import ENGINES, ExpertEngine, engine_of
 from runtime_adapter.cpu_experts.choose import Shape, distance, exact_token, first_experts
-from runtime_adapter.machine_facts import Facts, read_facts
-from runtime_adapter.probes import Limits, read_bandwidth
+from runtime_adapter.local_machine.facts import Facts, read_facts
+from runtime_adapter.local_machine.probes import Limits, read_bandwidth
 
 SHAPES = {
     "deepseek-v2": (5120, 1536, 160, 6),

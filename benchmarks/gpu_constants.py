@@ -19,7 +19,7 @@ from cost_models.experts import distinct_experts
 from cost_models.roofline import Work, roofline_s
 from profiles.model import ModelProfile
 from runtime_adapter.anatomy import experts_of
-from runtime_adapter.hooks import moved
+from runtime_adapter.placing.hooks import moved
 
 KERNELS = {"cuda:0": {"grouped_mm": 1024, "batched_mm": 16, "eager": 16}, "cpu": {"grouped_mm": 1024, "eager": 16}}
 """Up to how many tokens each kernel of transformers is tried; batched_mm gathers a copy of the weights a token."""

@@ -26,7 +26,8 @@ from cost_models import CostModel
 from profiles import Hardware, load_hardware, load_profile, load_workload
 from profiles.placement import Placement
 from profiles.presets import model_config_preset
-from runtime_adapter import apply, dry_run, hooks
+from runtime_adapter import apply, dry_run
+from runtime_adapter.placing import hooks
 from runtime_adapter.rehearse import rehearse
 from runtime_adapter.virtual_gpus import NAME
 from solver import solve

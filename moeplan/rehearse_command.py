@@ -109,7 +109,7 @@ def rehearse_plan(
     output: Output = None,
 ) -> None:
     """Measure MODEL here, solve, apply, measure again: predicted beside measured. A config.json gets random weights."""
-    from runtime_adapter.live_model import live_model
+    from runtime_adapter.measuring.live_model import live_model
     from runtime_adapter.rehearse import rehearse
 
     machine, live = load_hardware(hardware), live_model(model, LARGEST_RANDOM_SHARE, seed)

@@ -5,7 +5,7 @@ from runtime_adapter.apply import Applied, apply
 from runtime_adapter.distributed import load_distributed, stages_of
 from runtime_adapter.dry_run import dry_run
 from runtime_adapter.export import export
-from runtime_adapter.live_bytes import DryRun
+from runtime_adapter.fakes.live_bytes import DryRun
 from runtime_adapter.load import load
 from runtime_adapter.measure import measure
 from runtime_adapter.read_rules import read_rules

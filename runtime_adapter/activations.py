@@ -17,7 +17,7 @@ from profiles.document import one_line, short
 from profiles.errors import ApplyError, ProfileError
 from profiles.model import Experts, Layer, ModelProfile
 from profiles.placement import in_short
-from runtime_adapter.meta_errors import one_line as reason_of
+from runtime_adapter.meta.errors import one_line as reason_of
 
 if TYPE_CHECKING:
     import torch

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import torch
 
     from runtime_adapter.cpu_experts import ExpertEngine
-    from runtime_adapter.homes import Homes
+    from runtime_adapter.placing.homes import Homes
 
 
 @dataclass(eq=False)
@@ -89,7 +89,7 @@ def apply(
     """
     if importlib.util.find_spec("torch") is None:
         raise ApplyError("apply: torch is not installed; install moeplan[torch]")
-    from runtime_adapter.preflight import check
+    from runtime_adapter.placing.preflight import check
 
     maker = None if engine == "torch" else _engine(engine)
     homes = check(plan, model, devices or {}, keep_host)
@@ -111,9 +111,9 @@ def apply(
 
 def _carry_out(homes: Homes, applied: Applied, keep_host: bool) -> None:
     """Move, hook and announce, leaving in `applied` how to undo whatever was done, also when this raises."""
-    from runtime_adapter.hooks import hook_forward
-    from runtime_adapter.split_experts import divide
-    from runtime_adapter.weights import move_weights
+    from runtime_adapter.placing.hooks import hook_forward
+    from runtime_adapter.placing.split_experts import divide
+    from runtime_adapter.placing.weights import move_weights
 
     moved: Counter[str] = Counter()
     applied.moved_bytes = moved

@@ -11,7 +11,7 @@ from typing import Any
 
 from profiles.errors import ApplyError
 from profiles.placement import Placement
-from runtime_adapter.live_bytes import DryRun
+from runtime_adapter.fakes.live_bytes import DryRun
 
 
 def dry_run(
@@ -58,10 +58,10 @@ def _run(
     plan: Placement, source: Any, steps: list[tuple[str, int]], batch_size: int, caps: Mapping[str, int]
 ) -> DryRun:
     from runtime_adapter.apply import apply
-    from runtime_adapter.fake_devices import fake_machine, fake_name
-    from runtime_adapter.fake_model import fake_model
-    from runtime_adapter.fake_run import Count, phases
-    from runtime_adapter.meta_profile import offline_and_quiet
+    from runtime_adapter.fakes.devices import fake_machine, fake_name
+    from runtime_adapter.fakes.model import fake_model
+    from runtime_adapter.fakes.run import Count, phases
+    from runtime_adapter.meta.profile import offline_and_quiet
 
     names = {fake_name(name): name for name in sorted({*plan.devices, "cpu"})}
     with offline_and_quiet(), fake_machine() as ledger:

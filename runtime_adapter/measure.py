@@ -18,7 +18,7 @@ from profiles.placement import Placement
 if TYPE_CHECKING:
     import torch
 
-    from runtime_adapter.steps import Times
+    from runtime_adapter.measuring.steps import Times
 
 SMALL_STEPS = (8, 64)
 """Token counts that are measured between one token and a chunk of the prompt."""
@@ -51,7 +51,7 @@ def measure(
         raise ApplyError(f"repeats: {repeats!r} is not a number of runs; use a whole number of at least 1")
     from runtime_adapter.anatomy import anatomy_of
     from runtime_adapter.apply import apply
-    from runtime_adapter.steps import times_of
+    from runtime_adapter.measuring.steps import times_of
 
     anatomy, request, found = anatomy_of(model), load_workload(workload), _profile_of(model)
     times: dict[str, Times] = {}
@@ -89,7 +89,7 @@ def _all_on(device: str, profile: ModelProfile) -> Placement:
 
 def _measured(profile: ModelProfile, anatomy: Any, times: Mapping[str, Times]) -> ModelProfile:
     """The profile with live bytes, and the seconds of `times` by the key under which a device is looked up."""
-    from runtime_adapter.steps import live_bytes
+    from runtime_adapter.measuring.steps import live_bytes
 
     held, kinds = live_bytes(anatomy), profile.layer_class
 

@@ -92,7 +92,7 @@ def _rivals(costs: CostModel, plan: Placement, most: int) -> dict[str, Placement
 
 
 def _row(costs: CostModel, plan: Placement, model: Any, repeats: int, seed: int) -> dict[str, Any]:
-    from runtime_adapter.steps import speed
+    from runtime_adapter.measuring.steps import speed
 
     told = judge(plan, costs).prediction
     prefill, decode = speed(model, costs.workload, repeats, seed)

@@ -27,7 +27,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 -- torch's own name for it
 
 from profiles.placement import Placement
-from runtime_adapter.fake_devices import fake_device_type
+from runtime_adapter.fakes.devices import fake_device_type
 
 NAME = fake_device_type()
 CPU = torch.device("cpu")

@@ -111,7 +111,7 @@ def test_the_installed_packages_plan(installed: Installed) -> None:
     assert all(Path(file).is_relative_to(installed.folder) for file in found["files"]), found["files"]
     assert found["presets"] == [list(profile_presets()), list(hardware_presets())]
     assert found["status"] == "optimal"
-    assert found["readers"] == ["runtime_adapter.meta_profile:read_config"]
+    assert found["readers"] == ["runtime_adapter.meta.profile:read_config"]
     assert found["version"] == PROJECT["project"]["version"]
 
 

@@ -26,7 +26,7 @@ import vgpu  # noqa: E402 -- these need torch; vgpu first, because torch knows o
 from tiny_models import COMMON, FAMILIES, tiny_model  # noqa: E402
 
 from runtime_adapter.apply import apply  # noqa: E402
-from runtime_adapter.fake_devices import fake_machine, fake_name  # noqa: E402
+from runtime_adapter.fakes.devices import fake_machine, fake_name  # noqa: E402
 
 GIB = 2**30
 MACHINE = load_hardware("8xA100-80GB")
@@ -281,7 +281,7 @@ def test_a_cap_holds_on_a_device_without_weights_too() -> None:
 
 
 def test_tensors_on_two_devices_raise_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    from runtime_adapter import hooks
+    from runtime_adapter.placing import hooks
 
     monkeypatch.setattr(hooks.SendBack, "__call__", lambda self, module, args, output: output)
     config = config_of("mixtral")

@@ -15,11 +15,12 @@ import pytest
 
 from moeplan import Hardware, HardwareError, Workload, evaluate, load_hardware, load_profile, solve
 from moeplan import cli as command
-from runtime_adapter import local_machine, probes
-from runtime_adapter.gpu_probes import GpuFacts
-from runtime_adapter.local_machine import describe
-from runtime_adapter.machine_facts import Facts, read_facts
-from runtime_adapter.probes import Limits
+from runtime_adapter.local_machine import probes
+from runtime_adapter.local_machine import read as local_machine
+from runtime_adapter.local_machine.facts import Facts, read_facts
+from runtime_adapter.local_machine.gpu_probes import GpuFacts
+from runtime_adapter.local_machine.probes import Limits
+from runtime_adapter.local_machine.read import describe
 
 GIB = 2**30
 QUICK = Limits(seconds=0.02, repetitions=2, least_buffer_bytes=2**22, most_buffer_bytes=2**22, product_sizes=(16, 32))

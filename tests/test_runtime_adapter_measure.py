@@ -22,7 +22,7 @@ from tiny_models import FAMILIES, tiny_model  # noqa: E402
 
 from runtime_adapter import steps, stopwatch  # noqa: E402
 from runtime_adapter.anatomy import anatomy_of  # noqa: E402
-from runtime_adapter.live_model import live_model  # noqa: E402
+from runtime_adapter.measuring.live_model import live_model  # noqa: E402
 
 WORK = {"prompt_tokens": 6, "generated_tokens": 4, "prefill_chunk": 4}
 SECONDS = {"embedding": 1.0, "attention": 2.0, "experts": 16.0, "head": 4.0}

@@ -18,7 +18,7 @@ from profiles.presets import model_config_preset
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from runtime_adapter.meta_profile import read_config  # noqa: E402 - needs torch
+from runtime_adapter.meta.profile import read_config  # noqa: E402 - needs torch
 
 BASE = {"hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 96}
 BASE |= {"intermediate_size": 80}
@@ -197,8 +197,8 @@ def test_the_cache_of_compressed_attention_stays_below_its_line() -> None:
     """DeepSeek-V4 caches one entry every so many tokens; the line used must not be below what any prompt holds."""
     profile = read_hf_config({"model_type": "deepseek_v4", **_small_v4()}, "v4", "bf16")
     assert any("grows by steps" in note for note in profile.notes)
-    from runtime_adapter.meta_model import _is_fused_experts
-    from runtime_adapter.meta_run import forward
+    from runtime_adapter.meta.model import _is_fused_experts
+    from runtime_adapter.meta.run import forward
 
     model = native_model({"model_type": "deepseek_v4", **_small_v4()})
     skipped = [m for m in model.modules() if _is_fused_experts(m, model.config)]

@@ -24,8 +24,8 @@ from tiny_models import EXPERTS, FAMILIES, MORE_FAMILIES, VOCABULARY, tiny_model
 
 from runtime_adapter import free_memory  # noqa: E402
 from runtime_adapter.anatomy import anatomy_of, expert_count  # noqa: E402
-from runtime_adapter.preflight import check  # noqa: E402
-from runtime_adapter.split_experts import SplitForward  # noqa: E402
+from runtime_adapter.placing.preflight import check  # noqa: E402
+from runtime_adapter.placing.split_experts import SplitForward  # noqa: E402
 
 ALL_FAMILIES = (*FAMILIES, *MORE_FAMILIES)
 GPUS = [f"cuda:{i}" for i in range(4)]

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from profiles.errors import ApplyError
 from runtime_adapter.cpu_experts.engine import active_of, projections_of
-from runtime_adapter.machine_facts import read_facts
+from runtime_adapter.local_machine.facts import read_facts
 
 CHUNK_TOKENS = 512
 """Tokens of one call of the extension: its buffers are made for as many, and more would run over their end."""

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from profiles.errors import ApplyError
-from runtime_adapter.meta_errors import one_line
+from runtime_adapter.meta.errors import one_line
 
 PATIENCE = timedelta(hours=2)
 """How long ranks wait for each other where no work of one is needed by another: loading, and between two prompts."""

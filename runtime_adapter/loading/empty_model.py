@@ -13,11 +13,11 @@ from profiles.document import one_line as in_one_line
 from profiles.document import short
 from profiles.errors import ApplyError, ProfileError
 from profiles.safetensors.header import Headers
-from runtime_adapter.fake_model import SAME_CODE
+from runtime_adapter.fakes.model import SAME_CODE
 from runtime_adapter.loading.dtypes import FLOATS
 from runtime_adapter.loading.memory import placing
-from runtime_adapter.meta_errors import one_line
-from runtime_adapter.meta_profile import _settings, offline_and_quiet
+from runtime_adapter.meta.errors import one_line
+from runtime_adapter.meta.profile import _settings, offline_and_quiet
 
 QUANTISED_KEYS = ("quantization_config", "compression_config", "quantization")
 

@@ -19,7 +19,7 @@ from profiles.safetensors.header import bad
 from runtime_adapter.loading.memory import placing
 from runtime_adapter.loading.pieces import Piece, Recipe
 from runtime_adapter.loading.places import Destination
-from runtime_adapter.meta_errors import one_line
+from runtime_adapter.meta.errors import one_line
 
 AT_ONCE_BYTES = 64 * 2**20
 """Most that is written at once: a cast needs as much again beside the tensor."""

@@ -13,13 +13,13 @@ from torch import nn
 from profiles.placement import Placement
 from runtime_adapter.anatomy import anatomy_of
 from runtime_adapter.apply import Applied, _announce, _keep_cpu_kernels
-from runtime_adapter.homes import Homes, homes_of
-from runtime_adapter.hooks import hook_forward
 from runtime_adapter.loading.memory import placing
 from runtime_adapter.loading.places import Destination, Table
-from runtime_adapter.preflight import _check_layers, _check_shared_modules, _real_devices
-from runtime_adapter.split_experts import Part, Parts, _empty_twin, _hang, _refill
-from runtime_adapter.weights import move_weights
+from runtime_adapter.placing.homes import Homes, homes_of
+from runtime_adapter.placing.hooks import hook_forward
+from runtime_adapter.placing.preflight import _check_layers, _check_shared_modules, _real_devices
+from runtime_adapter.placing.split_experts import Part, Parts, _empty_twin, _hang, _refill
+from runtime_adapter.placing.weights import move_weights
 
 CPU = torch.device("cpu")
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from profiles.errors import ApplyError
-from runtime_adapter.meta_errors import one_line
+from runtime_adapter.meta.errors import one_line
 
 
 @contextmanager

@@ -34,7 +34,7 @@ from profiles.document import short
 from profiles.errors import ApplyError
 from profiles.safetensors.header import Entry, Headers
 from runtime_adapter.loading.dtypes import FLOATS, PLAIN
-from runtime_adapter.meta_errors import one_line
+from runtime_adapter.meta.errors import one_line
 
 Names = dict[str, list[str]]
 """Names of tensors by the pattern of the converter that they match, each list in the order of experts."""

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from transformers.core_model_loading import build_glob_alternation
 
-from runtime_adapter.homes import Homes
 from runtime_adapter.loading.memory import placing
-from runtime_adapter.split_experts import Parts, _runs
+from runtime_adapter.placing.homes import Homes
+from runtime_adapter.placing.split_experts import Parts, _runs
 
 Table = dict[str, Any]
 

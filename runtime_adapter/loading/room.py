@@ -8,9 +8,9 @@ import torch
 
 from profiles.errors import ApplyError
 from profiles.units import gb
-from runtime_adapter.free_memory import free_bytes
 from runtime_adapter.loading.pieces import Recipe
 from runtime_adapter.loading.places import Destination
+from runtime_adapter.placing.free_memory import free_bytes
 
 CPU = torch.device("cpu")
 

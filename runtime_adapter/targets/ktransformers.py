@@ -110,7 +110,9 @@ def _has_experts(outline: Outline) -> list[bool]:
 
 def _heading(plan: Placement, outline: Outline) -> str:
     """Comment lines that say what the file is for."""
-    facts = [f"KTransformers rules by moeplan: {plan.model or outline.architecture} on {plan.hardware or 'this machine'}"]
+    facts = [
+        f"KTransformers rules by moeplan: {plan.model or outline.architecture} on {plan.hardware or 'this machine'}"
+    ]
     if plan.prediction is not None:
         facts.append(
             f"predicted: prefill {plan.prediction.prefill_s:.3g} s, decode step {plan.prediction.decode_step_s:.3g} s, "

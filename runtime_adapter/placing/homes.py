@@ -10,7 +10,7 @@ from torch import nn
 
 from profiles.placement import LayerPlacement, Placement
 from runtime_adapter.anatomy import Anatomy, expert_count
-from runtime_adapter.split_experts import Parts
+from runtime_adapter.placing.split_experts import Parts
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,9 @@ from profiles.document import one_line
 from profiles.hardware import Device, Hardware, Link
 from profiles.read_phrase import GENERIC_CPU_BYTES_PER_S, GENERIC_CPU_FLOPS_PER_S, cpu_device
 from profiles.units import gb
-from runtime_adapter.gpu_probes import GpuFacts, gpu_bandwidth, gpu_facts, gpu_flops, host_link, peer_link
-from runtime_adapter.machine_facts import Facts, read_facts
-from runtime_adapter.probes import Limits, Measured, numpy_flops, read_bandwidth, torch_flops
+from runtime_adapter.local_machine.facts import Facts, read_facts
+from runtime_adapter.local_machine.gpu_probes import GpuFacts, gpu_bandwidth, gpu_facts, gpu_flops, host_link, peer_link
+from runtime_adapter.local_machine.probes import Limits, Measured, numpy_flops, read_bandwidth, torch_flops
 
 GENERIC_GPU_BYTES_PER_S = 300e9
 GENERIC_GPU_FLOPS_PER_S = 50e12

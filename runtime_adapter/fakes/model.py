@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from profiles.errors import ApplyError, ProfileError
-from runtime_adapter.meta_errors import one_line
-from runtime_adapter.meta_profile import build
+from runtime_adapter.meta.errors import one_line
+from runtime_adapter.meta.profile import build
 
 SAME_CODE = {"kimi_k2": "deepseek_v3"}
 """Model types that come with code of their own, and whose transformers class does the same."""

@@ -8,9 +8,9 @@ import torch
 
 from profiles.errors import ApplyError
 from profiles.units import gb
-from runtime_adapter.homes import Homes
-from runtime_adapter.machine_facts import read_facts
-from runtime_adapter.weights import one_memory
+from runtime_adapter.local_machine.facts import read_facts
+from runtime_adapter.placing.homes import Homes
+from runtime_adapter.placing.weights import one_memory
 
 
 def check_room(homes: Homes, keep_originals: bool) -> None:

@@ -10,9 +10,9 @@ from torch import nn
 
 from profiles.errors import ProfileError
 from profiles.tensors import LayerTensors, ModelTensors, RoutedExperts, Tensor, Tensors, params
-from runtime_adapter.meta_cache import layer_caches
-from runtime_adapter.meta_errors import BY_HAND, one_line
-from runtime_adapter.meta_run import Run, forward, outer_lists
+from runtime_adapter.meta.cache import layer_caches
+from runtime_adapter.meta.errors import BY_HAND, one_line
+from runtime_adapter.meta.run import Run, forward, outer_lists
 
 TOKENS = (37, 41)
 """Two prompt lengths. Primes: a product of attention scores is known by its two sides being this long."""

@@ -8,7 +8,7 @@ from torch import nn
 
 from profiles.errors import ProfileError
 from profiles.tensors import Cache, Tensors
-from runtime_adapter.meta_run import Held, Run
+from runtime_adapter.meta.run import Held, Run
 
 CACHE_MODULE = "transformers.cache_utils"
 VALUE_BYTES = 2

@@ -18,7 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from profiles.errors import ApplyError
 from runtime_adapter.anatomy import expert_count
-from runtime_adapter.hops import hop
+from runtime_adapter.placing.hops import hop
 
 Parts = Mapping[torch.device, tuple[int, ...]]
 """Expert ids by device, ascending; all of a layer's experts, each once."""

@@ -17,7 +17,7 @@ from profiles.errors import MoeplanError, ProfileError
 from profiles.hf_config.fields import MAX_EXPERTS, MAX_SIZE
 from profiles.hf_config.reader import not_built_in
 from profiles.tensors import ModelTensors
-from runtime_adapter.meta_errors import BY_HAND, one_line
+from runtime_adapter.meta.errors import BY_HAND, one_line
 
 if TYPE_CHECKING:
     from torch import nn
@@ -42,7 +42,7 @@ def read_config(config: dict[str, Any]) -> ModelTensors:
         import transformers  # noqa: F401
     except ImportError:
         raise not_built_in(str(family)) from None
-    from runtime_adapter.meta_model import model_tensors
+    from runtime_adapter.meta.model import model_tensors
 
     with offline_and_quiet():
         try:

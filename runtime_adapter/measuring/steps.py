@@ -13,7 +13,7 @@ from transformers import DynamicCache
 
 from profiles.workload import Workload
 from runtime_adapter.anatomy import Anatomy, anatomy_of
-from runtime_adapter.stopwatch import BlockSeconds, waiter, watched
+from runtime_adapter.measuring.stopwatch import BlockSeconds, waiter, watched
 
 Place = tuple[str, int]
 """A kind of block and, of attention and experts, the layer."""

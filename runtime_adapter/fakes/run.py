@@ -12,9 +12,9 @@ import torch
 from transformers import DynamicCache
 
 from profiles.errors import ApplyError
-from runtime_adapter.fake_devices import Ledger
-from runtime_adapter.live_bytes import DeviceBytes, Phase
-from runtime_adapter.meta_errors import one_line
+from runtime_adapter.fakes.devices import Ledger
+from runtime_adapter.fakes.live_bytes import DeviceBytes, Phase
+from runtime_adapter.meta.errors import one_line
 
 
 def phases(model: Any, steps: list[tuple[str, int]], batch_size: int, count: Count) -> Iterator[Phase]:

@@ -11,10 +11,10 @@ from profiles.errors import ApplyError
 from profiles.hardware import DEVICE_NAME
 from profiles.placement import LayerPlacement, Placement
 from runtime_adapter.anatomy import Anatomy, anatomy_of, expert_count
-from runtime_adapter.free_memory import check_room
-from runtime_adapter.homes import Homes, homes_of
-from runtime_adapter.hooks import PlanHook
-from runtime_adapter.split_experts import is_divisible
+from runtime_adapter.placing.free_memory import check_room
+from runtime_adapter.placing.homes import Homes, homes_of
+from runtime_adapter.placing.hooks import PlanHook
+from runtime_adapter.placing.split_experts import is_divisible
 
 
 def check(

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from runtime_adapter.homes import Homes
-from runtime_adapter.hops import hop
+from runtime_adapter.placing.homes import Homes
+from runtime_adapter.placing.hops import hop
 
 
 def carried(value: Any, carry: Callable[[Tensor], Tensor]) -> Any:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from runtime_adapter.probes import Limits, Measured, best_product, rates_told, repeat
+from runtime_adapter.local_machine.probes import Limits, Measured, best_product, rates_told, repeat
 
 BUFFER_BYTES = 2**30
 """Read and copied on a GPU: many times the largest cache of one (256 MB)."""

@@ -12,8 +12,8 @@ import transformers
 from profiles.document import read_document
 from profiles.errors import ProfileError
 from profiles.presets import model_config_preset
-from runtime_adapter.meta_errors import one_line
-from runtime_adapter.meta_profile import offline_and_quiet
+from runtime_adapter.meta.errors import one_line
+from runtime_adapter.meta.profile import offline_and_quiet
 
 
 def live_model(source: str, most_share: float, seed: int) -> torch.nn.Module:
