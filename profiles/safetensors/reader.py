@@ -43,14 +43,7 @@ def read_safetensors(path: Path, name: str, kv: KvFormat | None = None) -> Model
     lie beside them: shapes, active experts and the cache come from it, bytes from the files. `kv` is how the cache is
     kept. Raises ProfileError, one line with the file, the field or tensor, and the remedy.
     """
-    try:
-        folder, files, index = _files(path)
-        headers = read_headers(files)
-    except (OSError, ValueError) as problem:
-        reason = getattr(problem, "strerror", None) or str(problem)
-        raise bad(path, f"cannot be read: {reason}; check the path") from None
-    if index is not None:
-        _check_index(folder, headers, index)
+    folder, files, headers = checkpoint_headers(path)
     config_path = folder / "config.json"
     if not config_path.exists():
         raise bad(config_path, "missing: active experts and the cache come from it; copy the model's own to there")
@@ -71,6 +64,22 @@ def read_safetensors(path: Path, name: str, kv: KvFormat | None = None) -> Model
 
 def _about(path: Path, problem: ProfileError) -> ProfileError:
     return ProfileError(one_line(f"{path}: {str(problem).removeprefix('config.json: ')}"))
+
+
+def checkpoint_headers(path: Path) -> tuple[Path, list[Path], Headers]:
+    """The folder of a checkpoint, its files and their headers, checked against each other and the index.
+
+    `path` and errors are as in `read_safetensors`.
+    """
+    try:
+        folder, files, index = _files(path)
+        headers = read_headers(files)
+    except (OSError, ValueError) as problem:
+        reason = getattr(problem, "strerror", None) or str(problem)
+        raise bad(path, f"cannot be read: {reason}; check the path") from None
+    if index is not None:
+        _check_index(folder, headers, index)
+    return folder, files, headers
 
 
 def _files(path: Path) -> tuple[Path, list[Path], dict[str, set[str]] | None]:

@@ -8,18 +8,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from profiles.document import read_document, require_mapping
-from profiles.errors import ApplyError, ProfileError
+from profiles.errors import ApplyError
 from profiles.load import load_placement
 from profiles.placement import Placement
 from runtime_adapter.distributed.stages import Hosts, Stage, local_devices, stage_plan, stages_of
-from runtime_adapter.load import _carry_out, _checkpoint, _let_go
 
 if TYPE_CHECKING:
     import torch
 
     from runtime_adapter.distributed.pipeline import DistributedModel
-    from runtime_adapter.loading.places import Destination
 
 Devices = Mapping[str, "torch.device | str"]
 
@@ -101,18 +98,6 @@ def load_stage(
 ) -> torch.nn.Module:
     """A causal LM with the weights of one stage only, as `load` makes one with all of them."""
     from runtime_adapter.distributed.cut import cut
-    from runtime_adapter.loading.dtypes import checked_dtype
-    from runtime_adapter.loading.empty_model import empty_model
+    from runtime_adapter.loading.read import read_model
 
-    wanted = checked_dtype(dtype)
-    folder, headers = _checkpoint(path)
-    config = require_mapping(read_document(folder / "config.json"), str(folder / "config.json"), ProfileError)
-    model: torch.nn.Module = empty_model(config, folder, headers, wanted)
-    cut(model, stage)
-    destinations: list[Destination] = []
-    try:
-        _carry_out(stage_plan(plan, stage), model, folder, headers, devices, destinations, progress)
-    except BaseException as problem:
-        _let_go(model, destinations, problem)
-        raise
-    return model
+    return read_model(stage_plan(plan, stage), path, devices, dtype, progress, lambda model: cut(model, stage))

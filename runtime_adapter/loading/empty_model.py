@@ -17,7 +17,7 @@ from runtime_adapter.fakes.model import SAME_CODE
 from runtime_adapter.loading.dtypes import FLOATS
 from runtime_adapter.loading.memory import placing
 from runtime_adapter.meta.errors import one_line
-from runtime_adapter.meta.profile import _settings, offline_and_quiet
+from runtime_adapter.meta.profile import offline_and_quiet, settings_of
 
 QUANTISED_KEYS = ("quantization_config", "compression_config", "quantization")
 
@@ -50,7 +50,7 @@ def _built(config: dict[str, Any], folder: Path, headers: Headers, dtype: torch.
 
     family = config.get("model_type")
     known = {**config, "model_type": SAME_CODE.get(family, family)} if isinstance(family, str) else config
-    settings, _ = _settings(known)
+    settings, _ = settings_of(known)
     settings.name_or_path = str(folder)
     with torch.device("meta"):
         kind: Any = AutoModelForCausalLM

@@ -17,7 +17,7 @@ from runtime_adapter.loading.memory import placing
 from runtime_adapter.loading.places import Destination, Table
 from runtime_adapter.placing.homes import Homes, homes_of
 from runtime_adapter.placing.hooks import hook_forward
-from runtime_adapter.placing.preflight import _check_layers, _check_shared_modules, _real_devices
+from runtime_adapter.placing.preflight import check_layers, check_shared_modules, real_devices
 from runtime_adapter.placing.split_experts import Part, Parts, _empty_twin, _hang, _refill
 from runtime_adapter.placing.weights import move_weights
 
@@ -27,9 +27,9 @@ CPU = torch.device("cpu")
 def homes_on(plan: Placement, model: nn.Module, devices: Mapping[str, torch.device | str]) -> Homes:
     """What apply's `check` answers, for a model that has no values yet."""
     anatomy = anatomy_of(model)
-    _check_layers(plan, anatomy)
-    homes = homes_of(plan, anatomy, _real_devices(plan, devices))
-    _check_shared_modules(homes)
+    check_layers(plan, anatomy)
+    homes = homes_of(plan, anatomy, real_devices(plan, devices))
+    check_shared_modules(homes)
     return homes
 
 

@@ -65,7 +65,7 @@ def build(config: dict[str, Any]) -> tuple[nn.Module, tuple[str, ...]]:
     """
     import torch
 
-    settings, notes = _settings(config)
+    settings, notes = settings_of(config)
     kind, left_out = _class_of(settings)
     if left_out:
         notes += ("the text model only: other towers are left out",)
@@ -84,7 +84,7 @@ def build(config: dict[str, Any]) -> tuple[nn.Module, tuple[str, ...]]:
     return model.eval(), notes
 
 
-def _settings(config: dict[str, Any]) -> tuple[Any, tuple[str, ...]]:
+def settings_of(config: dict[str, Any]) -> tuple[Any, tuple[str, ...]]:
     """transformers' own config object for a parsed config.json, whose sizes must all be given."""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 

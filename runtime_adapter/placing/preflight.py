@@ -26,11 +26,11 @@ def check(
     if isinstance(model, nn.Module):
         _check_untouched(model)
     anatomy = anatomy_of(model)
-    _check_layers(plan, anatomy)
+    check_layers(plan, anatomy)
     _check_tensors(model)
-    real = _real_devices(plan, devices)
+    real = real_devices(plan, devices)
     homes = homes_of(plan, anatomy, real)
-    _check_shared_modules(homes)
+    check_shared_modules(homes)
     check_room(homes, keep_originals)
     return homes
 
@@ -48,7 +48,7 @@ def _check_untouched(model: nn.Module) -> None:
             )
 
 
-def _check_layers(plan: Placement, anatomy: Anatomy) -> None:
+def check_layers(plan: Placement, anatomy: Anatomy) -> None:
     if len(plan.layers) != len(anatomy.layers):
         raise ApplyError(
             f"layers: the plan has {len(plan.layers)}, {type(anatomy.model).__name__} has {len(anatomy.layers)}; "
@@ -89,7 +89,7 @@ def _check_tensors(model: nn.Module) -> None:
             raise ApplyError(f"{name}: is a {kind.__name__}; quantized parameters cannot be moved, load it unquantized")
 
 
-def _real_devices(plan: Placement, devices: Mapping[str, torch.device | str]) -> dict[str, torch.device]:
+def real_devices(plan: Placement, devices: Mapping[str, torch.device | str]) -> dict[str, torch.device]:
     """The torch device of every device of the plan, each with its index and tried out by a small allocation."""
     wrong = next((name for name in devices if not DEVICE_NAME.fullmatch(str(name))), None)
     if wrong is not None:
@@ -122,7 +122,7 @@ def _first_line(problem: BaseException) -> str:
     return (str(problem).strip().splitlines() or [type(problem).__name__])[0][:200]
 
 
-def _check_shared_modules(homes: Homes) -> None:
+def check_shared_modules(homes: Homes) -> None:
     first: dict[int, tuple[str, torch.device]] = {}
     for name, module, device in homes.modules:
         other, wanted = first.setdefault(id(module), (name, device))
