@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from profiles.document import Document, Noun, SchemaOne, short, text_keys
 from profiles.hardware import DeviceName, Margin
+from profiles.layer_map import device_colours, device_order, svg
 from profiles.units import Seconds, Share, gb
 from profiles.workload import Workload
 
@@ -152,19 +153,26 @@ class Placement(Document):
         inner = {d for layer in self.layers for d in (layer.attention, *layer.experts)}
         return frozenset(inner | {self.embedding, self.head})
 
+    def __str__(self) -> str:
+        """One line, for tables that hold plans."""
+        name = f"{self.model or 'model'} on {self.hardware or 'machine'}"
+        if self.status is None or self.objective_s is None:
+            return name
+        return f"{name}: {self.status}, {self.objective} {self.objective_s:.3f} s, gap {self.gap or 0:.2%}"
+
     def _repr_html_(self) -> str:
-        """A notebook shows the plan as a table: one row a device, with what it holds and how full it is."""
+        """A notebook shows the plan as its layer map and a table: one row a device, what it holds, how full it is."""
+        colours = device_colours({*(self.memory or ()), *self.devices})
         rows = "".join(
-            f"<tr><td>{escape(device)}</td><td style='text-align:left'>{escape(held)}</td>"
+            f"<tr><td><span style='color:{colours[device]}'>■</span> {escape(device)}</td>"
+            f"<td style='text-align:left'>{escape(held)}</td>"
             f"<td>{self._meter(device)}</td><td>{escape(used)}</td><td>{escape(free)}</td></tr>"
             for device, held, used, free in self.device_rows()
         )
-        title = f"{self.model or 'model'} on {self.hardware or 'machine'}"
-        if self.status is not None and self.objective_s is not None:
-            title += f": {self.status}, {self.objective} {self.objective_s:.3f} s, gap {self.gap or 0:.2%}"
         columns = ("device", "holds", "memory", "used", "free")
         head = "".join(f"<th>{column}</th>" for column in columns)
-        return f"<table><caption>{escape(title)}</caption><tr>{head}</tr>{rows}</table>"
+        table = f"<table><caption>{escape(str(self))}</caption><tr>{head}</tr>{rows}</table>"
+        return f"<div>{svg(self, colours)}{table}</div>"
 
     def _meter(self, device: str) -> str:
         held = (self.memory or {}).get(device)
@@ -176,7 +184,7 @@ class Placement(Document):
     def device_rows(self) -> list[tuple[str, str, str, str]]:
         """(device, what it holds, used, free) for every device, as text for tables."""
         rows = []
-        for device in sorted(self.memory or self.devices, key=lambda d: (d == "cpu", len(d), d)):
+        for device in device_order(self.memory or self.devices):
             memory = (self.memory or {}).get(device)
             used, free = (gb(memory.used_bytes), gb(memory.free_bytes)) if memory else ("?", "?")
             rows.append((device, self.holds(device), used, free))

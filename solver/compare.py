@@ -131,8 +131,8 @@ class Comparison:
 
     def text_rows(self) -> Iterator[list[str]]:
         """The rows for people, one text a column of `text_columns`, the plan's first; `*` marks what is not allowed."""
-        proved = self.plan.status if not self.plan.gap else f"gap {self.plan.gap:.2%}"
-        yield [self.ours.name, str(proved), *_cells(self.ours)]
+        proved = self.plan.status or "not proved" if not self.plan.gap else f"gap {self.plan.gap:.2%}"
+        yield [self.ours.name, proved if self.ours.fits else self.ours.verdict, *_cells(self.ours)]
         for row in self.rows:
             yield [row.name + (" *" if row.forbidden is not None else ""), row.verdict, *_cells(row)]
 
@@ -184,8 +184,14 @@ def compare(
         model, machine, request, safety_margin=safety_margin, granularity=granularity, objective=objective,
         target=target, pins=pins, time_limit=time_limit, relative_gap=relative_gap, workers=workers, seed=seed,
     )  # fmt: skip
-    costs = CostModel(model, machine, request, safety_margin=safety_margin, target=target)
-    rules = _Rules(costs, plan, Allowed(costs, target, pins))
+    return beside_rules(plan, CostModel(model, machine, request, safety_margin=safety_margin, target=target), pins)
+
+
+def beside_rules(plan: Placement, costs: CostModel, pins: Pins | None = None) -> Comparison:
+    """Put what every rule makes of the question beside any plan that answers it, solved here or read from a file."""
+    found = judge(plan, costs, plan.objective or "request")
+    plan = plan.replace(objective=found.objective, objective_s=found.objective_s)
+    rules = _Rules(costs, plan, Allowed(costs, costs.target, pins))
     rows = [rules.row(name, rule(costs)) for name, rule in RULES.items()]
     return Comparison(plan, rules.row("moeplan", plan), tuple(sorted(rows, key=_best_first)))
 

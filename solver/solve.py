@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal, get_args
 
 from cost_models import CostModel
@@ -84,11 +84,9 @@ def solve(
         raise MoeplanError(f"robust: {robust:g} needs whole experts; use granularity module or layer")
     problem = build_problem(costs, objective=objective, granularity=granularity, allowed=allowed, robust=deviations)
     limits = Limits(time_limit, relative_gap=relative_gap, workers=workers or 1, seed=seed)
-    streams = costs.target_memory.streams_blocks and costs.hardware.gpus
-    kind = SplitSearch if problem.split_experts else StreamSearch if streams else Portfolio
-    search = kind(problem, costs, objective, limits, started + time_limit)
+    search = search_for(problem, costs, objective, limits, started + time_limit)
     try:
-        search.run(_hand_candidates(costs, allowed, problem))
+        search.run(hand_candidates(costs, allowed, problem))
     except ProvedInfeasible:
         if deviations is not None:
             raise robust_infeasible(problem, costs, deviations) from None
@@ -103,27 +101,9 @@ def solve(
     if prefer == "simplest":
         best, proof, said = _simpler(best, proof, costs, allowed, problem, pins)
         notes += said
-    plan = _described(best, objective)
+    plan = described(best, proof, costs, objective, granularity, notes)
     assert breaks(plan, allowed, problem.devices) is None, "moeplan made a plan that its own rules forbid"
-    described = plan.replace(
-        model=costs.profile.model,
-        architecture=costs.profile.architecture,
-        quant=costs.profile.quant,
-        kv_quant=costs.profile.kv_quant,
-        mla=costs.profile.mla,
-        hardware=costs.hardware.name,
-        target=target,
-        granularity=granularity,
-        workload=costs.workload,
-        safety_margin=safety_margin,
-        notes=tuple(notes) or None,
-        **proof,
-    )
-    told = described.prediction
-    if told is not None:
-        interval = plan_interval(described, costs, told.prefill_s, told.decode_step_s)
-        described = described.replace(prediction=told.replace(interval=interval))
-    return described.replace(solve_s=round(time.perf_counter() - started, 4))
+    return plan.replace(solve_s=round(time.perf_counter() - started, 4))
 
 
 def evaluate(
@@ -144,19 +124,32 @@ def evaluate(
     describe the model or the machine.
     """
     plan = load_placement(placement)
+    costs = costs_of(plan, profile, hardware, workload, safety_margin=safety_margin, target=target)
+    return judge(plan, costs, objective or plan.objective or "request")
+
+
+def costs_of(
+    plan: Placement,
+    profile: Any = None,
+    hardware: Any = None,
+    workload: Any = None,
+    *,
+    safety_margin: float | None = None,
+    target: str | None = None,
+) -> CostModel:
+    """The cost model under which `evaluate` judges the plan: what is left out is taken from the plan document."""
     model = plan.model if profile is None else profile
     machine = plan.hardware if hardware is None else hardware
     if model is None or machine is None:
         raise MoeplanError(f"evaluate: the plan names no {'model' if model is None else 'hardware'}; pass it")
     margin = next(m for m in (safety_margin, plan.safety_margin, 0.10) if m is not None)
-    costs = CostModel(
+    return CostModel(
         load_profile(model, **_format_to_read(plan)) if profile is None else load_profile(profile),
         load_hardware(machine),
         load_workload(plan.workload if workload is None else workload),
         safety_margin=_share("safety_margin", margin),
         target=target or plan.target or "torch",
     )
-    return judge(plan, costs, objective or plan.objective or "request")
 
 
 def _format_to_read(plan: Placement) -> dict[str, Any]:
@@ -166,7 +159,16 @@ def _format_to_read(plan: Placement) -> dict[str, Any]:
     return {"quant": plan.quant, "kv_quant": plan.kv_quant, "mla": plan.mla}
 
 
-def _hand_candidates(costs: CostModel, allowed: Allowed, problem: Problem) -> Iterator[Placement]:
+def search_for(
+    problem: Problem, costs: CostModel, objective: Objective, limits: Limits, deadline: float
+) -> Portfolio | SplitSearch:
+    """The search that suits the problem: experts may be split, or the target streams what is on the CPU, or neither."""
+    streams = costs.target_memory.streams_blocks and costs.hardware.gpus
+    kind = SplitSearch if problem.split_experts else StreamSearch if streams else Portfolio
+    return kind(problem, costs, objective, limits, deadline)
+
+
+def hand_candidates(costs: CostModel, allowed: Allowed, problem: Problem) -> Iterator[Placement]:
     """Hand rules that obey the target, the pins and the granularity."""
     for placement in hand_plans(costs).values():
         whole = all(layer.experts_device in (None, layer.attention) for layer in placement.layers)
@@ -179,7 +181,7 @@ def _simpler(
 ) -> tuple[Candidate, dict[str, Any], list[str]]:
     """The plan to return instead of the fastest, its proof, and why; all as it was where none is simpler."""
     objective = best.evaluation.objective
-    rivals = [*_hand_candidates(costs, allowed, problem), *_wary_plans(costs, problem, pins, objective)]
+    rivals = [*hand_candidates(costs, allowed, problem), *_wary_plans(costs, problem, pins, objective)]
     found = simplest(best.placement, rivals, costs, objective)
     if found is None:
         return best, proof, []
@@ -204,10 +206,35 @@ def _wary_plans(costs: CostModel, problem: Problem, pins: Pins | None, objective
         yield found
 
 
-def _described(best: Candidate, objective: Objective) -> Placement:
-    """The plan with the evaluator's own numbers."""
-    found = best.evaluation
-    return best.placement.replace(objective=objective, memory=found.memory, prediction=found.prediction)
+def described(
+    best: Candidate,
+    proof: dict[str, Any],
+    costs: CostModel,
+    objective: Objective,
+    granularity: Granularity,
+    notes: Sequence[str] = (),
+) -> Placement:
+    """The plan with the evaluator's own numbers, how far they may be off, the proof, and what it is a plan for."""
+    found, profile = best.evaluation, costs.profile
+    told = found.prediction
+    interval = plan_interval(best.placement, costs, told.prefill_s, told.decode_step_s)
+    return best.placement.replace(
+        objective=objective,
+        memory=found.memory,
+        prediction=told.replace(interval=interval),
+        model=profile.model,
+        architecture=profile.architecture,
+        quant=profile.quant,
+        kv_quant=profile.kv_quant,
+        mla=profile.mla,
+        hardware=costs.hardware.name,
+        target=costs.target,
+        granularity=granularity,
+        workload=costs.workload,
+        safety_margin=costs.safety_margin,
+        notes=tuple(notes) or None,
+        **proof,
+    )
 
 
 def _check(
