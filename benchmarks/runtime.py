@@ -38,7 +38,7 @@ TWO_GB: dict[str, Any] = {
     **QWEN, "num_hidden_layers": 16, "hidden_size": 2048, "moe_intermediate_size": 768, "num_experts": 12,
     "vocab_size": 16384,
 }  # fmt: skip
-FULL_SIZE = ("deepseek-v2", "deepseek-v3", "mixtral-8x22b", "qwen3-235b-a22b", "kimi-k2")
+FULL_SIZE = ("deepseek-v2", "deepseek-v3", "mixtral-8x22b", "qwen3-235b-a22b", "kimi-k2-instruct")
 PROMPT = 2048
 
 
