@@ -22,13 +22,10 @@ from profiles import (
     Placement,
     Workload,
     load_hardware,
-    load_placement,
     load_profile,
 )
-from profiles.document import Document, one_line, parse_document, read_text, short, write_text
-from runtime_adapter import export as export_plan
-from runtime_adapter import read_activations, read_rules
-from solver import Evaluation, evaluate
+from profiles.document import Document, one_line, short
+from runtime_adapter import read_activations
 from solver import solve as solve_plan
 from solver.rules import FINEST
 
@@ -160,61 +157,6 @@ def solve(
 
 
 @app.command()
-def check(
-    rules: Annotated[Path, typer.Argument(help="a plan document, or KTransformers rules with --model and --hardware")],
-    model: Annotated[str | None, typer.Option(help="instead of the model the plan names")] = None,
-    hardware: Annotated[str | None, typer.Option(help="instead of the hardware the plan names")] = None,
-    quant: Quant = None,
-    kv_quant: KvQuant = None,
-    mla: Mla = None,
-    target: Annotated[
-        str | None, typer.Option(help="the runtime whose buffers count, instead of the plan's own: llama.cpp, …")
-    ] = None,
-    safety_margin: Annotated[float | None, typer.Option(help="instead of the plan's own")] = None,
-    prompt_tokens: Annotated[int | None, typer.Option(help="instead of the plan's own")] = None,
-    generated_tokens: Annotated[int | None, typer.Option(help="instead of the plan's own")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="instead of the plan's own")] = None,
-    context_tokens: Annotated[int | None, typer.Option(help="instead of the plan's own")] = None,
-    prefill_chunk: Annotated[int | None, typer.Option(help="instead of the plan's own")] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Say what RULES puts on each device, which devices overflow and by how many bytes; exit 3 if any does."""
-    profile = load_profile(model, quant, kv_quant=kv_quant, mla=mla) if model is not None else None
-    plan = _read_plan(rules, profile)
-    changes = {
-        "prompt_tokens": prompt_tokens, "generated_tokens": generated_tokens, "batch_size": batch_size,
-        "context_tokens": context_tokens, "prefill_chunk": prefill_chunk,
-    }  # fmt: skip
-    given = {name: value for name, value in changes.items() if value is not None}
-    request = (plan.workload or Workload()).replace(**given)
-    for field, option in (("model", model), ("hardware", hardware)):
-        if option is None and getattr(plan, field) is None:
-            raise MoeplanError(f"{rules}: {field}: missing; add it or pass --{field}")
-    machine = _machine(hardware or plan.hardware or "")
-    found = evaluate(plan, profile, machine, request, safety_margin=safety_margin, target=target)
-    if as_json:
-        print(json.dumps(_check_document(found), indent=2))
-    else:
-        _show_check(plan, found, machine, f"{rules}: {plan.model or model} on {machine.name}")
-    if not found.feasible:
-        raise typer.Exit(INFEASIBLE)
-
-
-@app.command()
-def export(
-    plan: Annotated[Path, typer.Argument(help="a plan document")],
-    to: Annotated[str, typer.Option(help="ktransformers or moeplan")],
-    output: Output = None,
-) -> None:
-    """Write PLAN as the runtime's own text, checked by simulating how the runtime will read it."""
-    text = export_plan(load_placement(plan), to)
-    if output is not None:
-        write_text(output, text)
-    else:
-        print(text)
-
-
-@app.command()
 def profile(
     model: Model,
     quant: Quant = None,
@@ -283,42 +225,6 @@ def _pins(pins: list[str]) -> dict[str, list[str]]:
     return parsed
 
 
-def _read_plan(path: Path, model: ModelProfile | None) -> Placement:
-    """A plan document, or KTransformers rules (a list at the top) for `model`."""
-    text = read_text(path)
-    data = parse_document(text, str(path))
-    if not isinstance(data, list):
-        return Placement.from_dict(data, str(path))
-    if model is None:
-        raise MoeplanError(f"{path}: looks like KTransformers rules, which name no model; pass --model and --hardware")
-    return read_rules(text, "ktransformers", model, str(path))
-
-
-def _check_document(found: Evaluation) -> dict[str, Any]:
-    return {
-        "schema": 1,
-        "status": "fits" if found.feasible else "infeasible",
-        "short": found.short_bytes,
-        "objective": found.objective,
-        "objective_s": found.objective_s,
-        "memory": {device: held.model_dump(exclude_none=True) for device, held in found.memory.items()},
-        "prediction": found.prediction.model_dump(),
-    }
-
-
-def _show_check(plan: Placement, found: Evaluation, machine: Hardware, title: str) -> None:
-    out = console()
-    out.print(tables.plan_table(plan, found.memory, title))
-    for line in tables.short_lines(found.short_bytes):
-        out.print(line, style="red", highlight=False)
-    for line in tables.load_lines(found.memory, machine):
-        out.print(line, style="yellow", highlight=False)
-    if found.feasible:
-        out.print(f"fits; predicted: {tables.prediction_line(found.prediction)}", highlight=False)
-    else:
-        out.print(f"does not fit: {len(found.short_bytes)} of {len(found.memory)} devices overflow", highlight=False)
-
-
 def _print_sources(out: Console, found: ModelProfile | Hardware) -> None:
     if found.source:
         out.print(f"source: {found.source}", highlight=False, markup=False)
@@ -366,8 +272,11 @@ def main() -> None:
 
 
 import moeplan.calibrate_command  # noqa: E402
+import moeplan.check_command  # noqa: E402
 import moeplan.compare_command  # noqa: E402
-import moeplan.rehearse_command  # noqa: E402, F401 - they register their commands, and need all of the above
+import moeplan.export_command  # noqa: E402
+import moeplan.rehearse_command  # noqa: E402
+import moeplan.report_command  # noqa: E402, F401 - they register their commands, and need all of the above
 
 if __name__ == "__main__":
     from moeplan import cli  # this very file once more: the one where that command is

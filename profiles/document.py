@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 import json
 import os
+import re
 import stat
 import tempfile
 from collections.abc import Hashable
@@ -234,7 +236,14 @@ def _parse_json(text: str) -> Any:
     return json.loads(text, object_pairs_hook=_once)  # NaN and Infinity stand in real config.json files
 
 
+MAX_DEPTH = 100
+"""Brackets within brackets in YAML: PyYAML takes seconds to give up at some hundreds."""
+
+
 def _parse_yaml(text: str) -> Any:
+    depth = itertools.accumulate(1 if bracket in "[{" else -1 for bracket in re.findall(r"[][{}]", text))
+    if max(depth, default=0) > MAX_DEPTH:
+        raise RecursionError
     loader = _StrictLoader(text)
     try:
         return loader.get_single_data()

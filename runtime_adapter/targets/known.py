@@ -10,6 +10,15 @@ TARGETS: dict[str, Target] = {
     "ktransformers": ktransformers,
     "moeplan": plan_document,
 }
+FILE_NAMES: dict[str, str] = {
+    "ktransformers": "ktransformers.yaml",
+    "llama.cpp": "llama.cpp.sh",
+    "ik_llama.cpp": "ik_llama.cpp.sh",
+    "accelerate": "device_map.json",
+    "sglang-kt": "sglang-kt.sh",
+    "moeplan": "plan.yaml",
+}
+"""What a file with a target's text is called."""
 
 
 def target_named(name: str) -> Target:

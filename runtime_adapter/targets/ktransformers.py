@@ -3,7 +3,8 @@ r"""A plan as a KTransformers injection rules file (`--optimize_config_path`), a
 Few rules, each with one exact regex: the layers of a device are folded into one alternation, closed on both sides, so
 that layer 1 is never taken for layer 10. What decides memory, and was read in kvcache-ai/ktransformers:
 
-- Experts on a GPU are `KExpertsMarlin` (4 bit), on the CPU `KExpertsCPU` (as the GGUF file has them). `prefill_op` is
+- Experts on a GPU are `KExpertsMarlin` (4 bit), or `KExpertsTorch` where the plan counts 16 bits there, so that its
+  bytes hold; on the CPU they are `KExpertsCPU` (as the GGUF file has them). `prefill_op` is
   `KExpertsTorch` throughout because KT demands one, but it stays empty: prompts run on the generate operator too,
   unless layer-wise prefill is on. Hence `per_layer_prefill_intput_threshold: 0` (KT's spelling; its default of 30000
   would load bf16 experts on the GPU for long prompts) and the plan's bytes hold for prefill as for decode.
@@ -28,19 +29,22 @@ from typing import Any
 from profiles.document import dump_yaml
 from profiles.errors import TargetError
 from profiles.placement import Placement, ranges
-from runtime_adapter.targets.ktransformers_modules import (
+from runtime_adapter.targets.ktransformers_families import (
     EXPERTS_OPERATOR,
     LINEAR,
     LINEAR_OPERATOR,
-    Architecture,
-    architecture_of,
-    module_tree,
+    Family,
+    Operators,
+    family_of,
+    operators_of,
 )
-from runtime_adapter.targets.ktransformers_simulator import parse_rules, resolve
-from runtime_adapter.targets.ktransformers_simulator import read as read_placement
+from runtime_adapter.targets.ktransformers_reader import read, simulated
 from runtime_adapter.targets.target import Outline
 
+__all__ = ["obstacles", "read", "simulate", "write"]
+
 Rule = dict[str, Any]
+SIXTEEN_BITS = ("bf16", "fp16", "f16")
 
 
 def write(plan: Placement, outline: Outline, model_path: str | None = None) -> str:
@@ -48,10 +52,10 @@ def write(plan: Placement, outline: Outline, model_path: str | None = None) -> s
 
     The model's path is not part of it. Raises TargetError, in one line, for what KT cannot do; see `obstacles`.
     """
-    kind = architecture_of(outline.architecture)
     for problem in obstacles(plan, outline):
         raise TargetError(problem)
-    text = _heading(plan, outline) + dump_yaml(list(_rules(plan, kind)))
+    rules = _rules(plan, family_of(outline.architecture), operators_of(outline.architecture))
+    text = _heading(plan, outline) + dump_yaml(list(rules))
     _check_written(text, plan, outline)
     return text
 
@@ -60,13 +64,13 @@ def obstacles(plan: Placement, outline: Outline) -> list[str]:
     """Why no rules file can mean the plan, with the remedies: an architecture that is unknown or missing, split
     experts, attention on the CPU, tokens embedded on a GPU, Mixtral's attention anywhere but on cuda:0."""
     try:
-        kind = architecture_of(outline.architecture)
+        operators = operators_of(outline.architecture)
     except TargetError as problem:
         return [str(problem)]
-    return list(_obstacles(plan, kind))
+    return list(_obstacles(plan, operators))
 
 
-def _obstacles(plan: Placement, kind: Architecture) -> Iterator[str]:
+def _obstacles(plan: Placement, operators: Operators) -> Iterator[str]:
     split = [i for i, layer in enumerate(plan.layers) if len(layer.experts) > 1]
     on_cpu = [i for i, layer in enumerate(plan.layers) if layer.attention == "cpu"]
     away = [i for i, layer in enumerate(plan.layers) if layer.attention != "cuda:0"]
@@ -85,27 +89,17 @@ def _obstacles(plan: Placement, kind: Architecture) -> Iterator[str]:
             f"ktransformers: embedding is on {plan.embedding}, but its engines look tokens up on the CPU; "
             "solve for target ktransformers, or pin the embedding to cpu"
         )
-    if kind.model_operator is None and away:
+    if operators.model is None and away:
         yield (
-            f"ktransformers: layers {ranges(away)} have their attention away from cuda:0, but there is no operator that "
+            f"ktransformers: layers {ranges(away)} have their attention away from cuda:0, but no operator "
             "moves this model's hidden states between GPUs; pin all attention to cuda:0 (experts may go anywhere)"
         )
 
 
 def simulate(text: str, outline: Outline, where: str = "rules") -> dict[str, str]:
     """The device of every module that holds tensors, resolved as KT does."""
-    resolved = resolve(parse_rules(text, where), module_tree(outline.architecture, _has_experts(outline)))
-    return {name: found.device for name, found in resolved.items() if found.device and found.module.holds_tensors}
-
-
-def read(text: str, outline: Outline, where: str = "rules") -> Placement:
-    """The placement that a rules file means. Raises TargetError where KT could not run it."""
-    plan = read_placement(text, outline.architecture, _has_experts(outline), where)
-    return plan.replace(model=outline.model)
-
-
-def _has_experts(outline: Outline) -> list[bool]:
-    return [count != 0 for count in outline.experts]
+    _, resolved = simulated(text, outline, where)
+    return {name: found.device for name, found in resolved.items() if found.device and found.module.part != "container"}
 
 
 def _heading(plan: Placement, outline: Outline) -> str:
@@ -125,28 +119,28 @@ def _heading(plan: Placement, outline: Outline) -> str:
     return "".join(f"# {' '.join(fact.split())}\n" for fact in facts)
 
 
-def _rules(plan: Placement, kind: Architecture) -> Iterator[Rule]:
+def _rules(plan: Placement, family: Family, operators: Operators) -> Iterator[Rule]:
     """All rules, the specific before the general, since the first match wins."""
     homes = {device: layer_regex(layers) for device, layers in _layers_by_home(plan).items()}
-    spared = f"(?!{kind.not_quantised}$)" if kind.not_quantised else ""
+    spared = f"(?!{operators.not_quantised}$)" if operators.not_quantised else ""
     yield _rule(r"^model\.embed_tokens$", "default", _on(plan.embedding))
     for device, layers in homes.items():
-        yield _rule(rf"{layers}\.", kind.rotary_operator, _on(device), kind.classes(kind.rotary[0])[0])
+        yield _rule(rf"{layers}\.", operators.rotary, _on(device), family.paths(family.rotary[0])[0])
     for device, layers in homes.items():
         yield _rule(rf"{layers}\.{spared}", LINEAR_OPERATOR, _linear_on(device), LINEAR)
-    yield from _moe_rules(plan, kind)
-    if kind.attention_operator:
+    yield from _moe_rules(plan, family, operators)
+    if operators.attention:
         for device, layers in homes.items():
-            yield _rule(rf"{layers}\.self_attn$", kind.attention_operator, _on(device))
-    if kind.model_operator:
-        yield _rule("^model$", kind.model_operator, _transfers(plan))
+            yield _rule(rf"{layers}\.self_attn$", operators.attention, _on(device))
+    if operators.model:
+        yield _rule("^model$", operators.model, _transfers(plan))
     yield _rule(r"^model\.norm$", "default", _on(plan.layers[-1].attention))
     yield _rule("^lm_head$", LINEAR_OPERATOR, _linear_on(plan.head), LINEAR)
     for device, layers in homes.items():
         yield _rule(rf"{layers}(?:\.|$)", "default", _on(device))
 
 
-def _moe_rules(plan: Placement, kind: Architecture) -> Iterator[Rule]:
+def _moe_rules(plan: Placement, family: Family, operators: Operators) -> Iterator[Rule]:
     """The MoE block and its router with their layer, the experts where the plan has them."""
     groups: dict[tuple[str, str], list[int]] = defaultdict(list)
     for index, layer in enumerate(plan.layers):
@@ -154,13 +148,15 @@ def _moe_rules(plan: Placement, kind: Architecture) -> Iterator[Rule]:
             groups[layer.attention, device].append(index)
     for home in dict.fromkeys(home for home, _ in groups):
         layers = layer_regex(i for (at, _), members in groups.items() if at == home for i in members)
-        block = rf"{layers}\.{kind.block_name}"
-        yield _rule(f"{block}$", kind.block_operator, _on(home), kind.classes(kind.block)[0])
-        if kind.gate and kind.gate_operator:
-            yield _rule(rf"{block}\.gate$", kind.gate_operator, _on(home), kind.classes(kind.gate)[0])
+        block = rf"{layers}\.{family.block_name}"
+        yield _rule(f"{block}$", operators.block, _on(home), family.paths(family.block)[0])
+        if family.router and operators.router:
+            router = family.paths(family.router)[0]
+            yield _rule(rf"{block}\.{family.router_name}$", operators.router, _on(home), router)
+    on_gpu = gpu_operator(plan.quant)
     for (home, device), members in groups.items():
-        name = rf"{layer_regex(members)}\.{kind.block_name}\.experts$"
-        yield {**_rule(name, EXPERTS_OPERATOR, _experts_on(device, home)), "recursive": False}
+        name = rf"{layer_regex(members)}\.{family.block_name}\.experts$"
+        yield {**_rule(name, EXPERTS_OPERATOR, _experts_on(device, home, on_gpu)), "recursive": False}
 
 
 def _layers_by_home(plan: Placement) -> dict[str, list[int]]:
@@ -185,12 +181,22 @@ def _linear_on(device: str) -> dict[str, Any]:
     return {**_on(device), "generate_op": generate, "prefill_op": "KLinearTorch"}
 
 
-def _experts_on(device: str, home: str) -> dict[str, Any]:
+def gpu_operator(quant: str | None) -> str:
+    """The operator of experts on a GPU: 16-bit ones where the plan counts 16 bits there, else 4-bit ones.
+
+    >>> gpu_operator("gpu=marlin,cpu=q8_0"), gpu_operator("bf16")
+    ('KExpertsMarlin', 'KExpertsTorch')
+    """
+    on_gpu = (quant or "marlin").removeprefix("gpu=").partition(",")[0]
+    return "KExpertsTorch" if on_gpu in SIXTEEN_BITS else "KExpertsMarlin"
+
+
+def _experts_on(device: str, home: str, on_gpu: str) -> dict[str, Any]:
     """A layer's experts. CPU experts name the GPU that their result goes to; GPU experts return it to the caller's."""
     if device == "cpu":
         generate = {"generate_device": "cpu", "generate_op": "KExpertsCPU", "out_device": home}
     else:
-        generate = {"generate_device": device, "generate_op": "KExpertsMarlin"}
+        generate = {"generate_device": device, "generate_op": on_gpu}
     return {"prefill_device": home if device == "cpu" else device, "prefill_op": "KExpertsTorch", **generate}
 
 
