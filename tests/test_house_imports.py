@@ -26,7 +26,7 @@ DOORS = {
 """Outside libraries that only these rooms may import."""
 OUTDOORS = {"tests", "benchmarks", "docs", *(file.stem for file in (ROOT / "tests").glob("*.py"))}
 """Not installed with the packages."""
-HEAVY = ("torch", "transformers", "accelerate", "matplotlib")
+HEAVY = ("torch", "transformers", "accelerate", "matplotlib", "plotly")
 """Not imported until something needs them."""
 FOREIGN_MODULES = ("pickle", "cPickle", "dill", "cloudpickle", "marshal", "shelve", "joblib")
 UNSAFE_YAML = {
