@@ -20,6 +20,7 @@ def notes_on(
     yield from _gaps(resolved)
     yield from _apart(resolved, layers)
     yield from _idle(rules, resolved)
+    yield from _other_makers(rules)
     for rule in rules:
         yield from _oddities(rule)
     yield from _ends(resolved, layers)
@@ -101,11 +102,18 @@ def _idle(rules: Sequence[Rule], resolved: Mapping[str, Resolved]) -> Iterator[s
             yield f"{rule.where} matches nothing of this model: {short(asked)}"
 
 
+def _other_makers(rules: Sequence[Rule]) -> Iterator[str]:
+    """Devices that are no CUDA devices."""
+    named: dict[str, list[Rule]] = defaultdict(list)
+    for rule in rules:
+        named[str(rule.kwargs.get("generate_device"))].append(rule)
+    for device, those in named.items():
+        if device.startswith(("xpu", "npu", "musa")):
+            yield f"{device} is counted as {those[0].device()}, first in {those[0].where}"
+
+
 def _oddities(rule: Rule) -> Iterator[str]:
     device, prefill = rule.device(), rule.device("prefill_device")
-    given = str(rule.kwargs.get("generate_device", ""))
-    if given.startswith(("xpu", "npu", "musa")):
-        yield f"{rule.where}: {given} is counted as {device}"
     on_experts = "generate_op" in rule.kwargs and "Experts" in str(rule.kwargs["generate_op"])
     if "prefill_device" in rule.kwargs and prefill != device and not on_experts and not rule.kwargs.get("out_device"):
         yield f"{rule.where}: prefill_device {prefill} is not generate_device {device}, which the plan follows"

@@ -54,8 +54,8 @@ class Outline:
             )
         for index, (layer, count) in enumerate(zip(plan.layers, self.experts, strict=True)):
             if bool(layer.experts) != (count != 0):
-                has, places = ("none", "some") if count == 0 else ("some", "none")
-                raise TargetError(f"layer {index} has {has} experts, the plan places {places}; mend the plan")
+                has, places = ("no experts", "some") if count == 0 else ("experts", "none")
+                raise TargetError(f"layer {index} has {has}, but the plan places {places}; mend the plan")
 
 
 class Target(Protocol):
