@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -70,5 +70,15 @@ def schema() -> None:
 
 def plan_schema() -> str:
     """The JSON schema that plan documents follow, as text; docs/plan.schema.json is this."""
-    found = Placement.model_json_schema(by_alias=True)
+    found = _tidy(Placement.model_json_schema(by_alias=True))
     return json.dumps({"$schema": "https://json-schema.org/draft/2020-12/schema", **found}, indent=2) + "\n"
+
+
+def _tidy(node: Any) -> Any:
+    """Without examples for readers of the code; keys that follow a pattern are the only ones."""
+    if isinstance(node, list):
+        return [_tidy(part) for part in node]
+    if not isinstance(node, dict):
+        return node.partition("\n\n>>>")[0] if isinstance(node, str) else node
+    closed = {"additionalProperties": False} if "patternProperties" in node else {}
+    return {key: _tidy(part) for key, part in node.items()} | closed

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, WithJsonSchema, model_validator
 
 from profiles.document import Document, Noun, SchemaOne
 from profiles.errors import HardwareError, MoeplanError
@@ -21,7 +21,11 @@ def device_name(name: str) -> str:
     return name
 
 
-DeviceName = Annotated[str, AfterValidator(device_name)]
+DeviceName = Annotated[
+    str,
+    AfterValidator(device_name),
+    WithJsonSchema({"type": "string", "pattern": f"^(?:{DEVICE_NAME.pattern})$"}),
+]
 Ratio = Annotated[Share, Field(gt=0, le=1)]
 Margin = Annotated[Share, Field(ge=0, lt=1)]
 Factor = Annotated[Share, Field(ge=0.01, le=100)]

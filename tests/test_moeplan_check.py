@@ -216,6 +216,8 @@ def test_plans_follow_the_schema(plan_file: Path) -> None:
         {"embedding": "cpu", "head": "cpu", "layers": [{"attention": "cpu", "expert": {}}]},
         {"embedding": "cpu", "head": "cpu", "layers": [{"attention": "cpu", "experts": {"cpu": "some"}}]},
         {"embedding": 5, "head": "cpu", "layers": [split]},
+        {"embedding": "gpu0", "head": "cpu", "layers": [split]},
+        {"embedding": "cpu", "head": "cpu", "layers": [{"attention": "cpu", "experts": {"cuda": "all"}}]},
         {**plan.to_dict(), "schema": 2},
         {**plan.to_dict(), "speed": 1},
     ):
