@@ -175,6 +175,72 @@ def test_the_oldest_files_say_little() -> None:
     assert plan.notes == ("no rule: model.embed_tokens is on cuda:0, but tokens are looked up on cpu",)
 
 
+def test_linear_rules_that_end_too_early() -> None:
+    """As Qwen2-57B-A14B-Instruct-multi-gpu.yaml: the linears' names end at the layer's number, so they match none, and
+    the blocks have no devices, which they need not; norm and head share a default rule."""
+    parts = {"cuda:0": "([012])", "cuda:1": "([12][0-9]|[3-9])"}
+    rules = []
+    for device, layers in parts.items():
+        start, own = rf"^model\.layers\.{layers}", f"{MODELS}.modeling_qwen2_moe.Qwen2Moe"
+        rules += [
+            rule(f"{OPERATORS}.RoPE.RotaryEmbedding", name=rf"{start}\.", of=f"{own}RotaryEmbedding", **on(device)),
+            rule(LINEAR, name=f"{start}$", of="torch.nn.Linear", **on(device), generate_op="KLinearMarlin"),
+            rule(f"{OPERATORS}.experts.KBlock", name=rf"{start}\.mlp$", of=f"{own}SparseMoeBlock"),
+            cpu_experts(rf"{start}\.mlp\.experts$", device),
+        ]
+    rules += [rule(name="^model.embed_tokens", **on("cpu")), rule(name="(^model.norm)|(^lm_head)", **on("cuda:1"))]
+    rules += [rule(f"{OPERATORS}.layer_wise_prefill.KQwen2MoeModel", name="^model$", transfer_map={3: "cuda:1"})]
+    rules += [rule(name=rf"^model\.layers\.{layers}\.", **on(device)) for device, layers in parts.items()]
+    plan = read(text_of(rules), outline("qwen2_moe", 28))
+    assert attention(plan) == runs(("cuda:0", 3), ("cuda:1", 25))
+    assert experts(plan) == ["cpu"] * 28
+    assert (plan.embedding, plan.head) == ("cpu", "cuda:1")
+    notes = plan.notes or ()
+    assert [note.split(" (")[0] for note in notes] == ["rule 2", "rule 6"]
+    assert all("matches nothing of this model" in note for note in notes)
+
+
+def test_two_gpus_for_qwen3() -> None:
+    """As KT's rules for tuning Qwen3-235B on two GPUs: no class asked of the block, the head back on the first GPU."""
+    parts = {"cuda:0": r"^model\.layers\.(0|[1-9]|[1234][0-9])\.", "cuda:1": r"^model\.layers\.([56789][0-9])\."}
+    rules = [rule(LINEAR, name=start, of="torch.nn.Linear", **on(device)) for device, start in parts.items()]
+    rules += [rule(f"{OPERATORS}.experts.KBlock", name=f"{start}mlp$", **on(device)) for device, start in parts.items()]
+    rules += [
+        cpu_experts(rf"{start}mlp\.experts$", device, generate_op="KSFTExpertsCPU", backend="AMXInt8")
+        for device, start in parts.items()
+    ]
+    rules += [
+        rule(f"{OPERATORS}.x.Attention", name=f"{start}self_attn$", **on(device)) for device, start in parts.items()
+    ]
+    rules += [
+        rule(name="^model.embed_tokens", **on("cpu")),
+        rule(f"{OPERATORS}.models.M", name="^model$", transfer_map={50: "cuda:1"}),
+    ]
+    rules += [rule(LINEAR, name="^lm_head", of="torch.nn.Linear", **on("cuda:0"))]
+    rules += [
+        rule(name=f"({parts['cuda:0']})", **on("cuda:0")),
+        rule(name=f"({parts['cuda:1']})|(model.norm)", **on("cuda:1")),
+    ]
+    text = text_of(rules).replace("transfer_map:", "per_layer_prefill_intput_threshold: 0\n      transfer_map:")
+    plan = read(text, outline("qwen3_moe", 94))
+    assert attention(plan) == runs(("cuda:0", 50), ("cuda:1", 44))
+    assert experts(plan) == ["cpu"] * 94
+    assert (plan.head, plan.notes) == ("cuda:0", None)
+
+
+def test_a_dense_model_of_which_little_is_replaced() -> None:
+    """As Internlm2_5-7b-Chat-1m.yaml: everything but attention and the lookup stays as it is."""
+    rules = [
+        rule(f"{OPERATORS}.RoPE.RotaryEmbeddingV2", of=f"{MODELS}.modeling_llama.LlamaRotaryEmbedding"),
+        rule(name="^model.embed_tokens", **on("cpu")),
+        rule(f"{OPERATORS}.models.KLlamaModel", of=f"{MODELS}.modeling_llama.LlamaModel", **on("cuda")),
+        rule(f"{OPERATORS}.attention.KLlamaAttention", name=r"^model\.layers\..*\.self_attn$", **on("cuda")),
+    ]
+    plan = read(text_of(rules), outline("internlm2", 32, 32))
+    assert (attention(plan), experts(plan)) == (["cuda:0"] * 32, [None] * 32)
+    assert (plan.embedding, plan.head, plan.notes) == ("cpu", "cuda:0", None)
+
+
 def test_attention_on_the_cpu_and_a_class_of_another_model() -> None:
     """As DeepSeek-V2-Lite-Chat-gpu-cpu.yaml, whose rules for routers ask for a class of DeepSeek-V3."""
     layers = {"cuda:0": "(0|[1-9])", "cpu": "([12][0-9])"}
