@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from profiles.errors import TargetError
-from runtime_adapter.targets import ktransformers, plan_document
+from runtime_adapter.targets import accelerate, ktransformers, plan_document, sglang_kt
+from runtime_adapter.targets.llama_cpp import IK_LLAMA_CPP, LLAMA_CPP
 from runtime_adapter.targets.target import Target
 
 TARGETS: dict[str, Target] = {
     "ktransformers": ktransformers,
+    "llama.cpp": LLAMA_CPP,
+    "ik_llama.cpp": IK_LLAMA_CPP,
+    "accelerate": accelerate,
+    "sglang-kt": sglang_kt,
     "moeplan": plan_document,
 }
 FILE_NAMES: dict[str, str] = {
