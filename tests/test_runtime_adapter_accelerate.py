@@ -259,7 +259,12 @@ def test_hand_written_maps_are_understood() -> None:
     plan = read(in_parts(3, rest=0, experts="cpu"), MIXTRAL)
     assert [x.experts_device for x in plan.layers[2:5]] == ["cuda:0", "cpu", "cuda:0"]
     assert read(in_parts(3, rest="cpu", experts="cuda:0"), MIXTRAL).layers[3].attention == "cpu"
-    assert read(changed("model.norm", **{"model.norm": "cpu"}), MIXTRAL).head == "cpu"
+    streamed = "what is on cpu is computed on cuda:0, its weights are copied there at every pass"
+    assert read(changed("model.norm", **{"model.norm": "cpu"}), MIXTRAL).notes == (streamed,)
+    assert read(changed("lm_head", lm_head=0), MIXTRAL).notes == (
+        "model.norm is on cuda:1, away from lm_head, and is counted with it",
+    )
+    assert read(json.dumps({"": "cpu"}), MIXTRAL).notes is None
 
 
 @pytest.mark.parametrize(

@@ -153,10 +153,20 @@ def read(text: str, outline: Outline, where: str = "device_map") -> Placement:
         embedding=devices[EMBEDDING],
         head=devices[HEAD],
         layers=tuple(layers),
+        notes=tuple(_notes(devices)) or None,
     )
     for problem in _torn(plan, [key_over(f"model.layers.{i}", keys) is not None for i in range(len(layers))]):
         raise TargetError(one_line(f"{where}: {problem}"))
     return plan
+
+
+def _notes(devices: dict[str, str]) -> Iterator[str]:
+    """What a reader of the map may not expect."""
+    main = main_device(devices.values())
+    if main != "cpu" and "cpu" in devices.values():
+        yield f"what is on cpu is computed on {main}, its weights are copied there at every pass"
+    if devices[NORM] != devices[HEAD]:
+        yield f"{NORM} is on {devices[NORM]}, away from {HEAD}, and is counted with it"
 
 
 def _one_device(devices: dict[str, str], parts: Iterable[str], where: str) -> str:
