@@ -312,7 +312,9 @@ def test_the_first_match_in_the_commands_order_wins() -> None:
         r'"blk\.0\.ffn_(up|down|gate_up|gate)_(ch|)exps=CPU,blk\.1\.ffn_(up|down|gate_up|gate)_(ch|)exps=CPU"',
         "FOO=1 llama-cli -ngl all -ts 3/3 -ncmoe 2 -fit 0 -p 'a prompt with -ot in it'",
         r"llama-bench.exe -m M.gguf -ngl 99 -ts 1/1 -ot 'blk\.0\.ffn_.*_exps=CPU;blk\.1\.ffn_.*_exps=CPU' -p 512",
-        "LLAMA_ARG_N_CPU_MOE=2 LLAMA_ARG_TENSOR_SPLIT=1,1 llama-server -ngl -1 --fit off",
+        "LLAMA_ARG_N_CPU_MOE=2 LLAMA_ARG_TENSOR_SPLIT=1,1 LLAMA_ARG_CPU_MOE=0 llama-server -ngl -1 --fit off",
+        'C:\\llama\\llama-server.exe -m "C:\\a b.gguf" -ngl 99 -ts 1,1 ^\n -fit off -ot "blk\\.[01]\\.ffn_.*_exps=CPU"',
+        ".\\llama-cli.exe -m .\\a.gguf `\n  -ngl 99 -ts 1,1 -fit off `\n  -ncmoe 2",
     ],
 )
 def test_ways_to_write_the_same(text: str) -> None:
@@ -416,7 +418,8 @@ def test_dropping_the_line_that_turns_fit_off_is_reported() -> None:
         ("llama-server -ngl 99 -ot 'blk.5.ffn=CPU'", "blk.5.ffn_norm.weight on cpu"),
         ("llama-server -ngl 99 -ot ffn_gate_inp=CPU", "blk.0.ffn_gate_inp.weight on cpu"),
         ("llama-server -ngl 99 -ot 'output.weight=CPU'", "blk.0.attn_output.weight on cpu"),
-        ("llama-server -ngl 99 -ot $EXPERTS", "a shell variable"),
+        ("llama-server -ngl 99 -ot $EXPERTS", "'$EXPERTS' is a shell variable"),
+        ("llama-server -ngl 99 -v $EXPERTS $MORE", "'$MORE' is a shell variable"),
         ("llama-server -ngl 99 -ot 'exps=CPU", "close the quotes"),
         ("llama-server -ngl=99", "wants a space"),
         ("llama-server -ngl 99 left over", "'left' belongs to no option"),

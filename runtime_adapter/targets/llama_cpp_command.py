@@ -46,6 +46,10 @@ VARIABLES = {
 _PROGRAM = re.compile(r"(?:.*[/\\])?(llama-[a-z-]+)(?:\.exe)?|.*[/\\](main|server)(?:\.exe)?")
 _ASSIGNMENT = re.compile(r"(?:export +)?([A-Za-z_][A-Za-z0-9_]*)=(.*)", re.DOTALL)
 _SHELL_VARIABLE = re.compile(r"\$\{?[A-Za-z_]|\$\(|`")
+_GOES_ON = ("\\", " ^", " `")
+_JOINT = re.compile(r"(?:\\| \^| `)\n")
+"""How a line goes on in the next: in a Unix shell, cmd and PowerShell."""
+_WINDOWS = re.compile(r"\.exe\b|(?:^|[\s\"'])(?:[A-Za-z]:|\.)\\")
 _SPLIT_BY_US = ("-ngl", "-ts", "-ot", "-ncmoe", "-cmoe", "-fit", "-sm", "-dev")
 """Options that make a line a command even where it names no program."""
 
@@ -108,12 +112,12 @@ def located(where: str) -> Iterator[None]:
 
 
 def _logical_lines(text: str) -> Iterator[tuple[int, str]]:
-    """(number, line) of every line with something on it, joined where it ends in a backslash; comments left out."""
+    """(number, line) of every line with something on it, joined where one goes on; comments left out."""
     pending, start = "", 0
     for number, line in enumerate(text.splitlines(), 1):
         start = start if pending else number
         pending += line.strip() if not pending else f"\n{line.strip()}"
-        if pending.endswith("\\"):
+        if pending.endswith(_GOES_ON):
             continue
         if pending and not pending.startswith("#"):
             yield start, pending
@@ -123,7 +127,7 @@ def _logical_lines(text: str) -> Iterator[tuple[int, str]]:
 
 
 def _looks_like_command(line: str) -> bool:
-    words = line.replace("\\\n", " ").split()
+    words = line.split()
     known = any(CANONICAL.get(_spelling(word)) in _SPLIT_BY_US for word in words)
     return known or any(_program(word) for word in words[:8])
 
@@ -146,8 +150,10 @@ def _assignment(line: str) -> tuple[str, str] | None:
 def _words(line: str, number: int) -> list[tuple[str, int]]:
     """The words as a shell makes them, each with the number of the line on which it begins."""
     found: list[tuple[str, int]] = []
-    lexer = shlex.shlex(line.replace("\\\n", " \n"), posix=True, punctuation_chars=False)
+    lexer = shlex.shlex(_JOINT.sub(" \n", line), posix=True)
     lexer.whitespace_split, lexer.commenters = True, ""
+    if _WINDOWS.search(line):
+        lexer.escape = ""
     try:
         while (word := lexer.get_token()) is not None:
             found.append((word, number + lexer.lineno - 1))
@@ -157,17 +163,28 @@ def _words(line: str, number: int) -> list[tuple[str, int]]:
 
 
 def _command(words: Sequence[tuple[str, int]], exported: dict[str, str], notes: tuple[str, ...]) -> Command:
-    at = next((i for i, (word, _) in enumerate(words) if _program(word)), None)
-    first_option = next((i for i, (word, _) in enumerate(words) if CANONICAL.get(_spelling(word))), len(words))
-    at = at if at is not None and at < first_option else None
-    before, after = (words[:at], words[at + 1 :]) if at is not None else ([], words)
-    environment = exported | dict(found for word, _ in before if (found := _assignment(word)) is not None)
-    while at is None and after and (found := _assignment(after[0][0])) is not None:
-        environment[found[0]], after = found[1], after[1:]
+    start, program = _start(words)
+    assigned = [(word, _assignment(word)) for word, _ in words[:start]]
+    environment = exported | dict(found for _, found in assigned if found is not None)
     line = words[0][1] if words else 1
-    variables = [Option(VARIABLES[name], environment[name], line) for name in environment if name in VARIABLES]
-    program = _program(words[at][0]) if at is not None else None
-    return Command(program, (*variables, *_options(after)), environment, notes)
+    if program is None and (strange := [word for word, found in assigned if found is None]):
+        notes = (*notes, f"line {line}: not read before the options: {short(' '.join(strange))}")
+    variables = [
+        Option(name, environment[variable], line)
+        for variable, name in VARIABLES.items()
+        if variable in environment and not (name in FLAGS and environment[variable] in ("0", "off", "false"))
+    ]
+    return Command(program, (*variables, *_options(words[start:])), environment, notes)
+
+
+def _start(words: Sequence[tuple[str, int]]) -> tuple[int, str | None]:
+    """Where the options begin: behind a program of llama.cpp's, whose name comes with it, or at the first known one."""
+    for place, (word, _) in enumerate(words):
+        if CANONICAL.get(_spelling(word)):
+            return place, None
+        if (program := _program(word)) is not None:
+            return place + 1, program
+    return len(words), None
 
 
 def _options(words: Sequence[tuple[str, int]]) -> Iterator[Option]:
@@ -177,7 +194,12 @@ def _options(words: Sequence[tuple[str, int]]) -> Iterator[Option]:
         word, line = rest.pop(0)
         name = CANONICAL.get(_spelling(word), _spelling(word))
         if not word.startswith("-"):
-            raise TargetError(f"line {line}: {short(word)} belongs to no option; take it out")
+            what = (
+                "is a shell variable; write its value"
+                if _SHELL_VARIABLE.search(word)
+                else "belongs to no option; take it out"
+            )
+            raise TargetError(f"line {line}: {short(word)} {what}")
         if CANONICAL.get(_spelling(word.partition("=")[0])) and "=" in word:
             raise TargetError(f"line {line}: {short(word)}: llama.cpp wants a space where the first = is; write one")
         if name in FLAGS or (name not in NAMES and (not rest or _is_option(rest[0][0]))):
@@ -187,7 +209,7 @@ def _options(words: Sequence[tuple[str, int]]) -> Iterator[Option]:
             raise TargetError(f"line {line}: {word} has no value; add it")
         value = rest.pop(0)[0]
         if name in NAMES and name != "-m" and _SHELL_VARIABLE.search(value):
-            raise TargetError(f"line {line}: {word} {short(value)}: a shell variable; write its value")
+            raise TargetError(f"line {line}: {word} {short(value)} is a shell variable; write its value")
         yield Option(name, value, line)
 
 

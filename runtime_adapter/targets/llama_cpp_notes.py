@@ -37,5 +37,5 @@ def _on_pattern(override: Override, tensors: list[NamedTensor], loaded: Loaded) 
     partly = [t.index for t in by_layer if t.index >= 0 and not override.pattern.names_number(t.layer, t.rest)]
     if partly:
         layers = "layers" if len(partly) > 1 else "layer"
-        why = f"catches {layers} {ranges(partly)}, of whose number it has only a part"
+        why = f"also catches {layers} {ranges(partly)}, of whose number it has only a part"
         yield f"{said}: {why}; write \\. on both sides of numbers"
