@@ -34,7 +34,11 @@ def write_report(
     """
     costs = costs_of(plan, profile, hardware, workload)
     found = judge(plan, costs, plan.objective or "request")
-    shown, times, beside = _evaluated(plan, costs, found), breakdown(plan, costs), beside_rules(plan, costs)
+    shown, times, beside = (
+        _evaluated(plan, costs, found),
+        breakdown(plan, costs),
+        beside_rules(plan, costs, name="this plan"),
+    )
     title = f"{shown.model} on {shown.hardware}"
     write_page(path, "report", title, _texts(title, shown, found, times, beside), _data(shown, times, beside))
 
@@ -77,6 +81,7 @@ def _texts(title: str, plan: Placement, found: Evaluation, times: Breakdown, bes
     return {
         "heading": html_text(title),
         "proof": html_text(_proof(plan, found)),
+        "mood": "lead" if found.feasible else "bad",
         "figures": "".join(f"<div><dt>{html_text(a)}</dt><dd>{html_text(b)}</dd></div>" for a, b in _figures(plan)),
         "devices": html_table(["device", "holds"], [row[:2] for row in plan.device_rows()], (0, 1)),
         "memory": html_table(

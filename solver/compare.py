@@ -187,13 +187,13 @@ def compare(
     return beside_rules(plan, CostModel(model, machine, request, safety_margin=safety_margin, target=target), pins)
 
 
-def beside_rules(plan: Placement, costs: CostModel, pins: Pins | None = None) -> Comparison:
+def beside_rules(plan: Placement, costs: CostModel, pins: Pins | None = None, name: str = "moeplan") -> Comparison:
     """Put what every rule makes of the question beside any plan that answers it, solved here or read from a file."""
     found = judge(plan, costs, plan.objective or "request")
     plan = plan.replace(objective=found.objective, objective_s=found.objective_s)
     rules = _Rules(costs, plan, Allowed(costs, costs.target, pins))
     rows = [rules.row(name, rule(costs)) for name, rule in RULES.items()]
-    return Comparison(plan, rules.row("moeplan", plan), tuple(sorted(rows, key=_best_first)))
+    return Comparison(plan, rules.row(name, plan), tuple(sorted(rows, key=_best_first)))
 
 
 class _Rules:

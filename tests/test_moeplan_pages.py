@@ -234,6 +234,21 @@ def test_the_explorer_says_the_rows_figures(page: Any, pages: dict[str, Path], t
     assert text_of(page, "rows").startswith("context tokens")
 
 
+def test_a_plan_that_does_not_fit_can_be_looked_at(page: Any, tmp_path: Path) -> None:
+    """Eight layers a card, written by hand: six cards are short of 422 131 456 bytes each."""
+    layers = [{"attention": f"cuda:{i // 8}", "experts": {f"cuda:{i // 8}": "all"} if i else {}} for i in range(60)]
+    by_hand = Placement(embedding="cuda:0", head="cuda:7", layers=layers)
+    write_report(by_hand, tmp_path / "r.html", profile=STORY[0], hardware=STORY[1])
+    chrome.show(page, tmp_path / "r.html")
+    said = page.execute_script("return document.querySelector('header .bad').textContent")
+    assert said.startswith("does not fit: cuda:1 overflows by 422131456 bytes (0.42 GB); cuda:2 ")
+    marks = page.execute_script(
+        "return [...document.querySelectorAll('#memory .annotation-text')].map(t => t.textContent)"
+    )
+    assert marks == ["0.42 GB too much"] * 6
+    assert chrome.complaints(page) == []
+
+
 def test_every_control_has_a_name_and_can_be_reached(page: Any, pages: dict[str, Path]) -> None:
     chrome.show(page, pages["explorer"])
     unnamed = "return [...document.querySelectorAll('input, select')].filter(c => !c.labels.length).map(c => c.id)"

@@ -96,10 +96,14 @@ function memoryBars(id, memory) {
   }));
   const most = Math.max(100, ...used.map(share));
   const over = devices.filter((device, at) => used[at] > memory[device][3]);
+  const excess = over.map(device => ({
+    x: 99, y: device, xanchor: 'right', showarrow: false, font: { color: '#ffffff' },
+    text: `<b>${gigabytes(used[devices.indexOf(device)] - memory[device][3])} too much</b>`,
+  }));
   chart(id, traces, {
     height: 110 + 26 * devices.length,
     xaxis: { title: { text: '% of usable memory', standoff: 4 }, range: [0, most * 1.02] },
-    yaxis: { autorange: 'reversed' },
+    yaxis: { autorange: 'reversed' }, annotations: excess,
     shapes: [{ type: 'line', x0: 100, x1: 100, y0: 0, y1: 1, yref: 'paper', line: { color: colour('--ink'), width: 2 } }],
   }, over.length ? `Memory: ${over.join(', ')} overflow` : `Memory of ${devices.length} devices; all fit`);
 }

@@ -16,7 +16,7 @@ function peerBars() {
   const fit = data.peers.filter(peer => peer[1] !== null);
   chart('peers', [{
     type: 'bar', orientation: 'h', y: fit.map(peer => plain(peer[0])), x: fit.map(peer => peer[1]),
-    marker: { color: fit.map((_, at) => (at ? '#999999' : '#0072b2')) }, hovertemplate: '%{y}: %{x:.4g} s<extra></extra>',
+    marker: { color: fit.map(peer => (peer === data.peers[0] ? '#0072b2' : '#999999')) }, hovertemplate: '%{y}: %{x:.4g} s<extra></extra>',
   }], {
     height: 70 + 26 * fit.length, showlegend: false, yaxis: { autorange: 'reversed' },
     xaxis: { title: { text: `${data.objective}, s: shorter is better`, standoff: 4 } },
