@@ -266,7 +266,7 @@ def test_refusals_are_one_line_with_a_remedy(plan: Placement, words: str) -> Non
 
 
 def test_export_names_its_targets() -> None:
-    with pytest.raises(TargetError, match=r"'vllm'.*ktransformers, moeplan"):
+    with pytest.raises(TargetError, match=r"'vllm'.*ktransformers, .*moeplan"):
         export(small_plan(), to="vllm")
     assert yaml.safe_load(export(small_plan(), to="moeplan"))["model"] == "deepseek-v2"
 

@@ -39,6 +39,7 @@ from runtime_adapter.targets.ktransformers_families import (
     operators_of,
 )
 from runtime_adapter.targets.ktransformers_reader import read, simulated
+from runtime_adapter.targets.numbers_regex import alternatives
 from runtime_adapter.targets.target import Outline
 
 __all__ = ["obstacles", "read", "simulate", "write"]
@@ -217,18 +218,7 @@ def layer_regex(layers: Iterable[int]) -> str:
     >>> layer_regex([0, 1, 2, 10, 11, 12, 14, 20])
     '^model\\.layers\\.(?:[0-2]|1[0-24]|20)'
     """
-    tens: dict[str, list[int]] = defaultdict(list)
-    for layer in sorted(layers):
-        tens[str(layer // 10) if layer >= 10 else ""].append(layer % 10)
-    parts = (prefix + _digits(last) for prefix, last in tens.items())
-    return rf"^model\.layers\.(?:{'|'.join(parts)})"
-
-
-def _digits(digits: list[int]) -> str:
-    """One digit, or a class of several: [0, 1, 2, 4] is `[0-24]`."""
-    if len(digits) == 1:
-        return str(digits[0])
-    return f"[{ranges(digits).replace(',', '')}]"
+    return rf"^model\.layers\.(?:{alternatives(layers)})"
 
 
 def _check_written(text: str, plan: Placement, outline: Outline) -> None:

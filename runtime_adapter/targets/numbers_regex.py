@@ -11,14 +11,23 @@ from profiles.placement import ranges
 def one_of(numbers: Iterable[int]) -> str:
     """Matches exactly these numbers; what stands around it in the pattern has to close it.
 
-    >>> one_of([0, 1, 2, 10, 11, 12, 14, 20]), one_of([7])
-    ('(?:[0-2]|1[0-24]|20)', '7')
+    >>> one_of([0, 1, 2, 10, 11, 12, 14, 20]), one_of([7, 8])
+    ('(?:[0-2]|1[0-24]|20)', '[7-8]')
+    """
+    found = alternatives(numbers)
+    return f"(?:{found})" if "|" in found else found
+
+
+def alternatives(numbers: Iterable[int]) -> str:
+    """As `one_of`, to be put into a group.
+
+    >>> alternatives([9, 10, 11])
+    '9|1[0-1]'
     """
     tens: dict[str, list[int]] = defaultdict(list)
     for number in sorted(numbers):
         tens[str(number // 10) if number >= 10 else ""].append(number % 10)
-    parts = [prefix + _digits(last) for prefix, last in tens.items()]
-    return parts[0] if len(parts) == 1 else f"(?:{'|'.join(parts)})"
+    return "|".join(prefix + _digits(last) for prefix, last in tens.items())
 
 
 def _digits(digits: list[int]) -> str:
