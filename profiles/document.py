@@ -241,6 +241,8 @@ MAX_DEPTH = 100
 
 
 def _parse_yaml(text: str) -> Any:
+    if len(text) > MAX_DOCUMENT_BYTES:
+        raise yaml.YAMLError(f"{len(text)} characters are more than the {MAX_DOCUMENT_BYTES} that a document may have")
     depth = itertools.accumulate(1 if bracket in "[{" else -1 for bracket in re.findall(r"[][{}]", text))
     if max(depth, default=0) > MAX_DEPTH:
         raise RecursionError

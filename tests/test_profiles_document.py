@@ -241,3 +241,22 @@ def test_the_limit_is_about_the_largest_honest_document() -> None:
     layer = {"attention": "cuda:0", "experts": {"cuda:0": list(range(0, 256, 2)), "cpu": list(range(1, 256, 2))}}
     plan = Placement(embedding="cpu", head="cpu", layers=[layer] * 94)
     assert 2 * len(plan.to_yaml()) < MAX_DOCUMENT_BYTES
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[" * 100_000, "nested too deep"),
+        ("[ {a: " * 500, "nested too deep"),
+        ("- x\n" * 300_000, "characters are more"),
+    ],
+)
+def test_what_yaml_would_chew_on_is_refused(text: str, words: str) -> None:
+    """PyYAML alone takes seconds for the first two and most of a minute for the last."""
+    with pytest.raises(ProfileError, match=words):
+        parse_document(text, "hostile")
+
+
+def test_brackets_side_by_side_are_fine() -> None:
+    text = "- [[[1]], {a: [2]}]\n" * 200
+    assert parse_document(text, "wide")[199] == [[[1]], {"a": [2]}]
