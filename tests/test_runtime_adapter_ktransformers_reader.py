@@ -295,6 +295,15 @@ def test_a_gap_in_the_experts_alone() -> None:
     assert note == "no operator for the experts of layers 10: they are one by one, by rule 4 (line 24), on cuda:0"
 
 
+def test_experts_under_a_default_rule_that_hides_them() -> None:
+    hidden = text_of([rule(name=r"\.experts$", recursive=False, **on("cuda:0"))])
+    plan = read(hidden + on_one_gpu("modeling_deepseek_v3", "DeepseekV3"), V3)
+    assert experts(plan) == runs((None, 3), ("cuda:0", 58))
+    assert (plan.notes or ())[0] == (
+        "no operator for the experts of layers 3-60: they are plain 16-bit modules, on cuda:0"
+    )
+
+
 def test_rules_that_do_nothing_are_named_with_their_lines() -> None:
     text = on_one_gpu("modeling_deepseek_v3", "DeepseekV3")
     first = len(text.splitlines()) + 1

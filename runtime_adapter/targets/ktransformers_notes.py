@@ -19,6 +19,7 @@ def notes_on(
     """The notes: gaps first, then what is apart from its layer, then rules that do nothing, then the ends."""
     yield from _gaps(resolved)
     yield from _apart(resolved, layers)
+    yield from _detours(resolved, layers)
     yield from _idle(rules, resolved)
     yield from _other_makers(rules)
     for rule in rules:
@@ -50,14 +51,14 @@ def _gaps(resolved: Mapping[str, Resolved]) -> Iterator[str]:
 
 def _plain_experts(resolved: Mapping[str, Resolved]) -> Iterator[str]:
     """Layers whose experts no operator replaces as a whole: perhaps a gap in the experts' rules."""
+    one_of = {found.module.layer: found for found in resolved.values() if found.module.part == "expert"}
     plain: dict[tuple[str, str], list[int]] = defaultdict(list)
-    for name, found in resolved.items():
-        if found.module.part == "experts" and not found.injected and found.module.layer is not None:
-            each = next(
-                f for other, f in resolved.items() if f.module.part == "expert" and other.startswith(f"{name}.")
-            )
-            how = f"one by one, by {each.where}" if each.injected else "plain 16-bit modules"
-            plain[how, str(found.device)].append(found.module.layer)
+    for found in resolved.values():
+        layer = found.module.layer
+        if found.module.part == "experts" and not found.injected and layer is not None:
+            one = one_of.get(layer)
+            how = f"one by one, by {one.where}" if one and one.injected else "plain 16-bit modules"
+            plain[how, str(found.device)].append(layer)
     for (how, device), layers in plain.items():
         yield f"no operator for the experts of layers {in_short(layers)}: they are {how}, on {device}"
 
@@ -75,6 +76,10 @@ def _apart(resolved: Mapping[str, Resolved], layers: Sequence[LayerPlacement]) -
     for (what, device, home), numbers in apart.items():
         layers_there = in_short(sorted(set(numbers)))
         yield f"{what} of layers {layers_there} are on {device}, the layers on {home}: counted with their layer"
+
+
+def _detours(resolved: Mapping[str, Resolved], layers: Sequence[LayerPlacement]) -> Iterator[str]:
+    """Experts on the CPU that answer to another GPU than their layer's."""
     answers: dict[tuple[str, str, str], list[int]] = defaultdict(list)
     for found in resolved.values():
         module = found.module
