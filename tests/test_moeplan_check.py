@@ -222,3 +222,52 @@ def test_plans_follow_the_schema(plan_file: Path) -> None:
         {**plan.to_dict(), "speed": 1},
     ):
         assert not validator.is_valid(bad), bad
+
+
+SMALL, CARD = "qwen3-30b-a3b", "1xRTX4090,ram=96GB"
+MOE_LAYERS = 48
+FOREIGN = {
+    "llama.cpp": "LLAMA_ARG_X=1 ./llama-server -m /models/q.gguf \\\n  -fit off -ngl 99 -c 2048 --n-cpu-moe 30\n",
+    "ik_llama.cpp": "./llama-server -m /models/q.gguf -ngl 99 -c 2048 -ot exps=CPU -fmoe\n",
+    "sglang-kt": (
+        "python -m sglang.launch_server --model-path /models/q --kt-weight-path /models/q --kt-method BF16 "
+        "--kt-num-gpu-experts 20 --kt-expert-placement-strategy uniform --max-total-tokens 2048\n"
+    ),
+    "accelerate": json.dumps(
+        {
+            "model.embed_tokens": 0,
+            "model.rotary_emb": 0,
+            **{f"model.layers.{i}": 0 if i < 12 else "cpu" for i in range(MOE_LAYERS)},
+            "model.norm": 0,
+            "lm_head": 0,
+        },
+        indent=0,
+    ),
+}
+ON_CPU = {"llama.cpp": 30, "ik_llama.cpp": 48, "sglang-kt": 48, "accelerate": 36}
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_files_of_every_runtime_are_checked_and_mended(moeplan: Any, tmp_path: Path, name: str) -> None:
+    path, fixed = tmp_path / "theirs.txt", tmp_path / "ours.txt"
+    path.write_text(FOREIGN[name], encoding="utf-8")
+    profile = load_profile(SMALL)
+    theirs = read_rules(FOREIGN[name], name, profile)
+    assert sum("cpu" in layer.experts for layer in theirs.layers) == ON_CPU[name]
+    asked = ("--model", SMALL, "--hardware", CARD, "--time-limit", 2)
+    status, out, err = moeplan("check", path, *asked, "--fix", fixed, "--json")
+    found = json.loads(out)
+    assert (status in (0, 3), found["format"], found["fixed"]) == (True, name, str(fixed)), err
+    assert found["ours"]["short"] == {}
+    assert found["status"] == "infeasible" or found["ours"]["objective_s"] <= found["objective_s"] * 1.001
+    ours = read_rules(fixed.read_text(encoding="utf-8"), name, profile)
+    assert len(ours.layers) == MOE_LAYERS
+    status, out, _ = moeplan("check", fixed, *asked[:4], "--time-limit", 0, "--format", name, "--json")
+    assert (status, json.loads(out)["objective_s"]) == (0, pytest.approx(found["ours"]["objective_s"]))
+
+
+def test_the_model_s_path_stays(moeplan: Any, tmp_path: Path) -> None:
+    path, fixed = tmp_path / "start.sh", tmp_path / "better.sh"
+    path.write_text(FOREIGN["llama.cpp"], encoding="utf-8")
+    assert moeplan("check", path, "--model", SMALL, "--hardware", CARD, "--fix", fixed)[0] in (0, 3)
+    assert "-m /models/q.gguf" in fixed.read_text(encoding="utf-8")
