@@ -24,6 +24,7 @@ from runtime_adapter.targets.llama_cpp import IK_LLAMA_CPP, LLAMA_CPP, LlamaCpp,
 from runtime_adapter.targets.llama_cpp_patterns import Pattern
 from runtime_adapter.targets.llama_cpp_tensors import tensors_of
 from runtime_adapter.targets.target import Outline
+from solver.solve import solve
 
 GOLDEN = Path(__file__).parent / "golden"
 MODELS = ("deepseek-v2", "deepseek-r1", "qwen3-235b-a22b", "mixtral-8x7b", "gpt-oss-120b")
@@ -197,6 +198,18 @@ def test_a_plan_of_another_model_is_refused() -> None:
         LLAMA_CPP.write(placement([layer("cuda:0", "cpu")]), outline("deepseek-v2"))
 
 
+@pytest.mark.parametrize(
+    ("model", "machine"),
+    [("mixtral-8x7b", "1xRTX3090,ram=64GB"), ("qwen3-30b-a3b", "1xRTX3090+1xRTX4070-12GB,ram=64GB")],
+)
+def test_what_is_solved_for_llama_cpp_can_be_written(model: str, machine: str) -> None:
+    profile = load_profile(model, quant="q4_k_m")
+    plan = solve(profile, machine, target="llama.cpp", time_limit=2)
+    for target in TARGETS.values():
+        text = target.write(plan, Outline.of_profile(profile))
+        assert target.read(text, Outline.of_profile(profile)).layers == plan.layers
+
+
 # --- the text
 
 
@@ -339,6 +352,7 @@ def test_devices_are_counted_anew_and_in_the_order_given() -> None:
     moved = read("CUDA_VISIBLE_DEVICES=2,0 llama-server -fit off -ngl 99 -ts 1,1 -ot 'blk.0.ffn_.*exps=CUDA1'")
     assert (moved.layers[0].attention, moved.layers[0].experts_device) == ("cuda:2", "cuda:0")
     assert read("llama-server -fit off -ngl 99 -sm none -mg 1").head == "cuda:1"
+    assert experts(read("llama-server -fit off -ngl 99 -dev CUDA0 -ot exps=CUDA1")) == {"cuda:1": list(range(94))}
 
 
 def test_uneven_shares_divide_as_llama_cpp_divides() -> None:
@@ -382,7 +396,7 @@ def test_layers_that_a_pattern_catches_by_a_part_of_their_number_are_reported(pa
 def test_patterns_that_find_nothing_are_reported_with_their_line() -> None:
     notes = read("llama-server -fit off -ngl 99 -ts 1 \\\n -ot 'blk\\.94\\.ffn_up_exps=CPU'").notes
     assert notes is not None
-    assert notes[0].startswith("line 2: -ot 'blk\\\\.94")
+    assert notes[0].startswith("line 2: -ot `blk\\.94\\.ffn_up_exps=CPU`: ")
     assert "finds no tensor" in notes[0]
 
 
@@ -442,7 +456,10 @@ def test_the_fork_needs_ngl_and_refuses_its_fit() -> None:
     with pytest.raises(TargetError, match="no -ngl"):
         read("llama-server -ot exps=CPU", target=IK_LLAMA_CPP)
     with pytest.raises(TargetError, match="--fit that places"):
-        read("llama-server -m M.gguf --fit --fit-margin 2000", target=IK_LLAMA_CPP)
+        read("llama-server -m M.gguf -ngl 99 --fit --fit-margin 2000", target=IK_LLAMA_CPP)
+    with pytest.raises(TargetError, match="refuses -ncmoe"):
+        read("llama-server -ngl 80 -ts 1,1 -ncmoe 10", target=IK_LLAMA_CPP)
+    assert experts(read("llama-server -ngl 80 -ts 1 -ncmoe 2", target=IK_LLAMA_CPP))["cpu"] == [*range(14), 92, 93]
 
 
 # --- patterns

@@ -9,7 +9,7 @@ are elsewhere than their layer by one pattern a device in `-ot`. `-fit off` keep
 llama-server -m MODEL.gguf \
   -fit off -ngl 3 -sm layer -ts 1,2 \
   -ot '^blk\.0\.ffn_(?:up|down|gate_up|gate)_(?:ch)?exps\.=CPU' \
-  -fa on
+  -c 640 -np 1 -ub 512 -fa on
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from itertools import pairwise
 from profiles.document import one_line
 from profiles.errors import TargetError
 from profiles.placement import LayerPlacement, Placement, ranges
+from profiles.workload import Workload
 from runtime_adapter.targets.llama_cpp_command import command_line, located, parse_command
 from runtime_adapter.targets.llama_cpp_loader import Loaded, load
 from runtime_adapter.targets.llama_cpp_notes import notes_on
@@ -194,13 +195,12 @@ def _buffer(device: str) -> str:
 
 
 def _of_workload(plan: Placement) -> list[str]:
-    """The cache for all sequences together, and the tokens of one step."""
-    if plan.workload is None:
-        return []
-    sequences = plan.workload.batch_size
-    tokens = plan.workload.prefill_chunk * sequences
+    """The cache for all sequences together, and the tokens of one step: without -c it would be the model's longest."""
+    work = plan.workload or Workload()
+    sequences = work.batch_size
+    tokens = work.prefill_chunk * sequences
     larger = ["-b", str(tokens)] if tokens > DEFAULT_BATCH else []
-    return ["-c", str(plan.workload.context_tokens * sequences), "-np", str(sequences), *larger, "-ub", str(tokens)]
+    return ["-c", str(work.context_tokens * sequences), "-np", str(sequences), *larger, "-ub", str(tokens)]
 
 
 def _cache(plan: Placement) -> list[str]:

@@ -97,7 +97,7 @@ class Loaded:
 
 
 def load(settings: Settings, outline: Outline, ik: bool) -> Loaded:
-    """The model of this outline, loaded with these settings."""
+    """The model of this outline, loaded with these settings. Raises TargetError where ik_llama.cpp does."""
     blocks = blocks_of(outline)
     slots = slots_of(settings, blocks, ik)
     overrides = settings.overrides
@@ -111,7 +111,9 @@ def _last_layers(count: int, slots: Sequence[str], outline: Outline) -> list[int
     """The layers that ik_llama.cpp's --n-cpu-moe chooses."""
     if count >= len(slots):
         return list(range(len(slots)))
-    gpus = list(dict.fromkeys(slots))
+    gpus = list(dict.fromkeys(slot for slot in slots if slot != "cpu"))
+    if len(gpus) > 1 and "cpu" in slots:
+        raise TargetError("ik_llama.cpp refuses -ncmoe with several GPUs and layers on the CPU; use -ngl 99, or -ot")
     if len(gpus) < 2:
         with_experts = [i for i in range(len(slots)) if i >= len(outline.experts) or outline.experts[i] != 0]
         return with_experts[-count:]

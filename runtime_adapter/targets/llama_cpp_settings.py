@@ -16,6 +16,7 @@ from runtime_adapter.targets.llama_cpp_patterns import Pattern
 EXPERTS_OF_ALL = r"\.ffn_(up|down|gate|gate_up)_(ch|)exps"
 """What --cpu-moe and, behind a layer's `blk\\.N`, --n-cpu-moe search for (llama.cpp, common/common.h)."""
 MAX_OVERRIDES = 1500
+MOST_SHOWN = 60
 KV_NAMES = {kind: {"fp16": "f16", "fp32": "f32"}.get(kind, kind) for kind in KV_TYPES if kind != "fp8"}
 """Our name of a cache type -> llama.cpp's."""
 _BUFFER = re.compile(r"(?:CUDA|ROCm|HIP|Vulkan|SYCL|MUSA|CANN)([0-9]{1,2})")
@@ -28,9 +29,8 @@ _TAKES = {
     "-md": "a draft model takes memory that is not counted here",
     "--mmproj": "a projector for images takes memory that is not counted here",
 }
-
-
 Split = tuple[tuple[str, ...], tuple[float, ...]]
+"""The devices that layers go to, and the share of each."""
 
 
 @dataclass(frozen=True)
@@ -90,12 +90,10 @@ def _layers(command: Command, ik: bool, overrides: bool, notes: list[str]) -> in
     """-ngl; None where all layers go to the GPUs. Without it --fit chooses, unless other options keep it from it."""
     option, fit = command.last("-ngl"), command.last("-fit")
     fits = fit is not None if ik else not command.is_bench and (fit is None or fit.value not in ("off", "0", "false"))
-    by_hand = option is not None and option.value != "auto"
-    if not by_hand and fits and not (overrides or command.last("-ts")):
-        raise TargetError(
-            "without -ngl, -ts and -ot it is --fit that places, by the memory free at the start; "
-            "give the line that llama-fit-params prints"
-        )
+    by_hand = overrides or command.last("-ts") or (option is not None and option.value != "auto")
+    if fits and (ik or not by_hand):
+        found_out = "write what its log says with -ngl, -ts and -ot" if ik else "give what llama-fit-params prints"
+        raise TargetError(f"it is --fit that places here, by the memory free at the start; {found_out}")
     if option is None and ik:
         raise TargetError("no -ngl: how many layers go to the GPUs depends on the build; add it, such as -ngl 99")
     if fits and not ik and fit is None and command.program is not None:
@@ -125,7 +123,7 @@ def _split(command: Command, overrides: Sequence[Override], notes: list[str]) ->
             raise TargetError(f"-ts has {len(shares)} shares for {len(devices)} devices; give one for each")
         return devices, (*shares, *[0.0] * (len(devices) - len(shares)))[: len(devices)]
     named = {override.device for override in overrides} - {"cpu"}
-    if len(devices or ()) > 1 or named - {(devices or ("cuda:0",))[0]}:
+    if len(devices or ()) > 1 or (devices is None and named - {"cuda:0"}):
         raise TargetError(
             "without -ts layers are divided by the memory free at the start, which is not known here; "
             "add -ts with the number of layers of each GPU, the output counted with the last"
@@ -214,11 +212,12 @@ def _of_option(option: Option, command: Command, most: int) -> Iterator[Override
         )
     for piece in pieces:
         pattern, equals, buffer = piece.partition("=")
-        at = f"line {option.line}: -ot {short(piece)}"
+        said = f"-ot `{piece if len(piece) <= MOST_SHOWN else piece[:MOST_SHOWN] + '…'}`"
+        at = f"line {option.line}: {said}"
         if not equals:
             raise TargetError(f"{at}: no `=`, after which the buffer's name stands; no pattern may have a comma")
         try:
-            yield Override(Pattern(pattern), device(buffer, option.line), f"-ot {short(piece)}", option.line)
+            yield Override(Pattern(pattern), device(buffer, option.line), said, option.line)
         except TargetError as problem:
             raise TargetError(f"{at}: {str(problem).removeprefix(f'line {option.line}: ')}") from None
 
