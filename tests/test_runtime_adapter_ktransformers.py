@@ -232,6 +232,23 @@ def test_operators_fit_their_devices() -> None:
     assert found["model.layers.1.self_attn.o_proj"]["replace"]["class"].endswith("KTransformersLinear")
 
 
+@pytest.mark.parametrize(
+    ("quant", "operator", "warned"),
+    [
+        (None, "KExpertsMarlin", False),
+        ("gpu=marlin,cpu=q8_0", "KExpertsMarlin", False),
+        ("bf16", "KExpertsTorch", False),
+        ("gpu=bf16,cpu=amx_int8", "KExpertsTorch", False),
+        ("q2_k", "KExpertsMarlin", True),
+    ],
+)
+def test_operators_hold_the_bytes_that_the_plan_counts(quant: str | None, operator: str, warned: bool) -> None:
+    text = write(small_plan().replace(quant=quant))
+    kwargs = follow(text, list(kt_modules(small_plan())))["model.layers.1.mlp.experts"]["replace"]["kwargs"]
+    assert kwargs["generate_op"] == operator
+    assert ("# the plan counts" in text) == warned
+
+
 def test_head_on_the_cpu_is_not_marlin() -> None:
     plan = placement("mixtral", [layer("cuda:0", "cpu")], head="cpu")
     kwargs = follow(write(plan), list(kt_modules(plan)))["lm_head"]["replace"]["kwargs"]

@@ -117,6 +117,10 @@ def _heading(plan: Placement, outline: Outline) -> str:
         facts.append(f"{device}: {held}" + (f"; {used} used, {free} free" if plan.memory else ""))
     if any(device != "cpu" for layer in plan.layers for device in layer.experts):
         facts.append("experts on a GPU: CUDA graphs must be off (local_chat.py: --use_cuda_graph=False)")
+        if _on_gpu(plan.quant) not in ("marlin", *SIXTEEN_BITS):
+            facts.append(
+                f"the plan counts {plan.quant} there, KExpertsMarlin packs 4 bits: solve with --quant gpu=marlin,cpu=…"
+            )
     return "".join(f"# {' '.join(fact.split())}\n" for fact in facts)
 
 
@@ -188,8 +192,12 @@ def gpu_operator(quant: str | None) -> str:
     >>> gpu_operator("gpu=marlin,cpu=q8_0"), gpu_operator("bf16")
     ('KExpertsMarlin', 'KExpertsTorch')
     """
-    on_gpu = (quant or "marlin").removeprefix("gpu=").partition(",")[0]
-    return "KExpertsTorch" if on_gpu in SIXTEEN_BITS else "KExpertsMarlin"
+    return "KExpertsTorch" if _on_gpu(quant) in SIXTEEN_BITS else "KExpertsMarlin"
+
+
+def _on_gpu(quant: str | None) -> str:
+    """The weight format on GPUs; KT's usual one where a plan says none."""
+    return (quant or "marlin").removeprefix("gpu=").partition(",")[0]
 
 
 def _experts_on(device: str, home: str, on_gpu: str) -> dict[str, Any]:
