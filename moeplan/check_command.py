@@ -63,7 +63,7 @@ def check(
         raise MoeplanError(f"{rules}: {field}: missing; add it or pass --{field}")
     question = Question.about(plan, stored, cli._machine(machine), changes, safety_margin, target)
     ours = replace(question, profile=planned)
-    counted = tuple(note for note in stored.notes if "operator" in note)
+    counted = tuple(note for note in stored.notes if note.startswith("bytes by operator"))
     checked = Checked(known, plan, question.judge(plan), counted)
     unchanged = not changes and (model, hardware, safety_margin, target, fix) == (None,) * 5
     if time_limit > 0 and not (unchanged and plan.bound_s is not None and checked.found.feasible):

@@ -128,6 +128,17 @@ def test_operators_decide_about_bytes(moeplan: Any, tmp_path: Path) -> None:
     assert found["memory"]["cuda:3"]["weights_bytes"] == pytest.approx(8 * sixteenth * 4.25, rel=0.09)
 
 
+def test_measured_bytes_stay_as_they_are(moeplan: Any, tmp_path: Path) -> None:
+    """5.2 GB a layer, whatever the operators: eight layers are 0.4 GB too many for a card (profiles/data)."""
+    path = tmp_path / "issue76.yaml"
+    path.write_text(issue_76(), encoding="utf-8")
+    asked = ("--model", "deepseek-v2-measured", "--hardware", MACHINE, "--time-limit", 0, "--json")
+    status, out, _ = moeplan("check", path, *asked)
+    found = json.loads(out)
+    assert (status, found["memory"]["cuda:3"]["weights_bytes"]) == (3, 8 * 5_200_000_000)
+    assert found["notes"][-1].startswith("bytes by operator are not counted")
+
+
 @pytest.mark.parametrize("pattern", ["^(a+)+$", "^" + "x*" * 30 + "$"])
 def test_hostile_patterns_are_one_line(moeplan: Any, tmp_path: Path, pattern: str) -> None:
     path = tmp_path / "hostile.yaml"

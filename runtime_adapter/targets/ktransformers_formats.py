@@ -80,9 +80,7 @@ def as_loaded(base: ModelProfile, formats: Formats, load: Callable[[str], ModelP
     try:
         models = {gpu: load(f"gpu={gpu},cpu={on_cpu}") for gpu in sorted(wanted)}
     except ProfileError:
-        note = (
-            "the operators' own formats are not counted: this model's bytes are fixed; name its config.json or preset"
-        )
+        note = "bytes by operator are not counted, as this model's are fixed; name its preset or config.json for that"
         return base.replace(notes=(*base.notes, note))
     layers = [_layer(models, formats, index) for index in range(len(base.layers))]
     head = models[formats.head]
