@@ -29,5 +29,5 @@ FILE_NAMES: dict[str, str] = {
 def target_named(name: str) -> Target:
     """The target of that name. Raises TargetError, which lists all, for another."""
     if name not in TARGETS:
-        raise TargetError(f"export: {name!r} is no format of plans; use one of {', '.join(TARGETS)}")
+        raise TargetError(f"format: {name!r} is not known; use one of {', '.join(TARGETS)}")
     return TARGETS[name]
