@@ -65,6 +65,7 @@ def check(
     ours = replace(question, profile=planned)
     counted = tuple(note for note in stored.notes if note.startswith("bytes by operator"))
     checked = Checked(known, plan, question.judge(plan), counted)
+    # A plan that was solved says itself how far it is from the best, unless it is asked about something else.
     unchanged = not changes and (model, hardware, safety_margin, target, fix) == (None,) * 5
     if time_limit > 0 and not (unchanged and plan.bound_s is not None and checked.found.feasible):
         checked = _beside_ours(checked, ours, time_limit)
