@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from profiles.errors import TargetError
-from profiles.load import load_profile
+from profiles.load import load_profile, profile_presets
 from profiles.placement import Placement
 from profiles.workload import Workload
 from runtime_adapter.targets.llama_cpp import IK_LLAMA_CPP, LLAMA_CPP, LlamaCpp, experts_pattern
@@ -208,6 +208,16 @@ def test_what_is_solved_for_llama_cpp_can_be_written(model: str, machine: str) -
     for target in TARGETS.values():
         text = target.write(plan, Outline.of_profile(profile))
         assert target.read(text, Outline.of_profile(profile)).layers == plan.layers
+
+
+@pytest.mark.parametrize("model", profile_presets())
+def test_every_preset_can_be_written(model: str) -> None:
+    half = len(outline(model).experts) // 2
+    layers = [layer(f"cuda:{int(i >= half)}", "cpu" if n else None) for i, n in enumerate(outline(model).experts)]
+    for target in TARGETS.values():
+        assert target.write(placement(layers, "cuda:1"), outline(model))
+    experts = [tensor.rest for tensor in tensors_of(outline(model)) if tensor.part == "experts" and tensor.is_matrix]
+    assert set(experts) == ({f"{stem}.weight" for stem in ROUTED} if any(outline(model).experts) else set())
 
 
 # --- the text
@@ -457,6 +467,8 @@ def test_the_fork_needs_ngl_and_refuses_its_fit() -> None:
         read("llama-server -ot exps=CPU", target=IK_LLAMA_CPP)
     with pytest.raises(TargetError, match="--fit that places"):
         read("llama-server -m M.gguf -ngl 99 --fit --fit-margin 2000", target=IK_LLAMA_CPP)
+    with pytest.raises(TargetError, match="takes no value; drop it"):
+        read("llama-server -ngl 99 -fit off", target=IK_LLAMA_CPP)
     with pytest.raises(TargetError, match="refuses -ncmoe"):
         read("llama-server -ngl 80 -ts 1,1 -ncmoe 10", target=IK_LLAMA_CPP)
     assert experts(read("llama-server -ngl 80 -ts 1 -ncmoe 2", target=IK_LLAMA_CPP))["cpu"] == [*range(14), 92, 93]
@@ -631,3 +643,75 @@ def test_hostile_text_is_refused_in_one_short_line(text: str) -> None:
             target.read(text, outline("deepseek-r1"), "file")
         assert len(str(problem.value)) < 400
         assert str(problem.value).isprintable()
+
+
+WORDS = [
+    *(
+        "llama-server",
+        "-ngl",
+        "-ts",
+        "-ot",
+        "-ncmoe",
+        "-cmoe",
+        "-sm",
+        "-mg",
+        "-dev",
+        "-fit",
+        "-c",
+        "-ub",
+        "-ctk",
+        "-ctv",
+        "-np",
+    ),
+    *(
+        "99",
+        "0",
+        "-1",
+        "1,1",
+        "0,0",
+        "1e999",
+        "nan",
+        "off",
+        "on",
+        "none",
+        "layer",
+        "CUDA0",
+        "CUDA1,CUDA0",
+        "q8_0",
+        "f16",
+        "",
+        "/",
+    ),
+    *(
+        "exps=CPU",
+        "blk\\.1=CUDA1",
+        "=",
+        ",",
+        "a=b=c",
+        "'",
+        '"',
+        "\\",
+        "\n",
+        "$X",
+        "#",
+        "A=1",
+        "CUDA_VISIBLE_DEVICES=1,1",
+        "--x=y",
+    ),
+]
+
+
+@given(
+    st.sampled_from(["", "llama-server -fit off -ngl 9 ", "llama-cli -ngl 9 -ts 1,1 "]),
+    st.lists(st.one_of(st.sampled_from(WORDS), st.text(max_size=6)), max_size=12).map(" ".join),
+    st.booleans(),
+)
+@settings(max_examples=300, deadline=None)
+def test_any_text_is_read_or_refused(start: str, text: str, ik: bool) -> None:
+    """Nothing but TargetError comes out, in one printable line."""
+    said = "read"
+    try:
+        LlamaCpp(ik).read(start + text, Outline("m", "mixtral", (8, 8, 8)), "f")
+    except TargetError as problem:
+        said = str(problem)
+    assert said.isprintable()

@@ -89,7 +89,10 @@ def _whole(option: Option, least: int = 0) -> int:
 def _layers(command: Command, ik: bool, overrides: bool, notes: list[str]) -> int | None:
     """-ngl; None where all layers go to the GPUs. Without it --fit chooses, unless other options keep it from it."""
     option, fit = command.last("-ngl"), command.last("-fit")
-    fits = fit is not None if ik else not command.is_bench and (fit is None or fit.value not in ("off", "0", "false"))
+    off = fit is not None and fit.value in ("off", "0", "false")
+    if ik and fit is not None and fit.value is not None:
+        raise TargetError(f"line {fit.line}: ik_llama.cpp's --fit takes no value; drop {'it' if off else fit.value}")
+    fits = fit is not None if ik else not (off or command.is_bench)
     by_hand = overrides or command.last("-ts") or (option is not None and option.value != "auto")
     if fits and (ik or not by_hand):
         found_out = "write what its log says with -ngl, -ts and -ot" if ik else "give what llama-fit-params prints"
