@@ -8,7 +8,7 @@ from collections.abc import Callable
 from profiles.model import ModelProfile
 from profiles.placement import Placement
 from runtime_adapter.targets.known import target_named
-from runtime_adapter.targets.ktransformers_formats import as_loaded, weight_formats
+from runtime_adapter.targets.ktransformers.formats import as_loaded, weight_formats
 from runtime_adapter.targets.target import Outline
 
 _SIGNS = {

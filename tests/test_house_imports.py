@@ -178,7 +178,7 @@ def test_solving_needs_no_torch() -> None:
 
 
 def test_the_folders_of_the_solver_need_each_other_in_one_direction() -> None:
-    """what_if > solve > split > search > feasibility, heuristics > cp_sat > column_generation > the files at the top."""
+    """what_if > solve > split > search > feasibility, heuristics > cp_sat > column_generation > files at the top."""
     needs: dict[str, set[str]] = {}
     for file in (file for file in FILES if room_of(file) == "solver" and file.name != "__init__.py"):
         here = file.parent.name if file.parent.name != "solver" else file.stem

@@ -16,8 +16,8 @@ import strategies
 from profiles import load_profile
 from profiles.errors import TargetError
 from profiles.placement import Placement
-from runtime_adapter.targets.accelerate import obstacles, read, simulate, write
-from runtime_adapter.targets.accelerate_modules import FAMILIES, family_of
+from runtime_adapter.targets.accelerate.device_map import obstacles, read, simulate, write
+from runtime_adapter.targets.accelerate.modules import FAMILIES, family_of
 from runtime_adapter.targets.target import Outline
 from solver import solve
 

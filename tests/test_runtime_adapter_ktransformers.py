@@ -18,8 +18,8 @@ from profiles.placement import Placement
 from runtime_adapter.export import export
 from runtime_adapter.read_rules import read_rules
 from runtime_adapter.targets import ktransformers
-from runtime_adapter.targets.ktransformers import layer_regex
-from runtime_adapter.targets.ktransformers_rules import parse_rules
+from runtime_adapter.targets.ktransformers.rules import parse_rules
+from runtime_adapter.targets.ktransformers.writer import layer_regex
 from runtime_adapter.targets.target import Outline
 
 GOLDEN = Path(__file__).parent / "golden" / "ktransformers_deepseek_v2.yaml"

@@ -20,9 +20,9 @@ from profiles.errors import TargetError
 from profiles.load import load_profile, profile_presets
 from profiles.placement import Placement
 from profiles.workload import Workload
-from runtime_adapter.targets.llama_cpp import IK_LLAMA_CPP, LLAMA_CPP, LlamaCpp, experts_pattern
-from runtime_adapter.targets.llama_cpp_patterns import Pattern
-from runtime_adapter.targets.llama_cpp_tensors import tensors_of
+from runtime_adapter.targets.llama_cpp.patterns import Pattern
+from runtime_adapter.targets.llama_cpp.target import IK_LLAMA_CPP, LLAMA_CPP, LlamaCpp, experts_pattern
+from runtime_adapter.targets.llama_cpp.tensors import tensors_of
 from runtime_adapter.targets.target import Outline
 from solver.solve import solve
 

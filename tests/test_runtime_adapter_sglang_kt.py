@@ -15,8 +15,8 @@ import strategies
 from profiles import Workload, load_profile
 from profiles.errors import TargetError
 from profiles.placement import LayerPlacement, Placement
-from runtime_adapter.targets.sglang_kt import obstacles, read, simulate, write
-from runtime_adapter.targets.sglang_kt_masks import Shape, ratio_of
+from runtime_adapter.targets.sglang_kt.command import obstacles, read, simulate, write
+from runtime_adapter.targets.sglang_kt.masks import Shape, ratio_of
 from runtime_adapter.targets.target import Outline
 from solver import solve
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from profiles.errors import TargetError
 from runtime_adapter.targets import accelerate, ktransformers, plan_document, sglang_kt
-from runtime_adapter.targets.llama_cpp import IK_LLAMA_CPP, LLAMA_CPP
+from runtime_adapter.targets.llama_cpp.target import IK_LLAMA_CPP, LLAMA_CPP
 from runtime_adapter.targets.target import Target
 
 TARGETS: dict[str, Target] = {

@@ -12,7 +12,7 @@ from typing import Any
 from profiles.document import one_line, parse_document, short
 from profiles.errors import TargetError
 from profiles.hardware import DEVICE_NAME
-from runtime_adapter.targets.accelerate_modules import ROTARY, family_of, modules
+from runtime_adapter.targets.accelerate.modules import ROTARY, family_of, modules
 from runtime_adapter.targets.target import Outline
 
 MAX_CHARACTERS = 2**18

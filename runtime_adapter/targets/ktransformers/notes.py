@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from profiles.document import short
 from profiles.placement import LayerPlacement, in_short
-from runtime_adapter.targets.ktransformers_rules import Rule
-from runtime_adapter.targets.ktransformers_simulator import FALLBACK, Resolved
+from runtime_adapter.targets.ktransformers.rules import Rule
+from runtime_adapter.targets.ktransformers.simulator import FALLBACK, Resolved
 
 STOPS = "the first prompt would stop there"
 

@@ -22,9 +22,9 @@ from collections.abc import Iterator
 
 from profiles.errors import TargetError
 from profiles.placement import LayerPlacement, Placement, in_short
-from runtime_adapter.targets.sglang_kt_masks import Mask, Shape, ratio_of, shape_of
-from runtime_adapter.targets.sglang_kt_script import script
-from runtime_adapter.targets.sglang_kt_simulator import resolve
+from runtime_adapter.targets.sglang_kt.masks import Mask, Shape, ratio_of, shape_of
+from runtime_adapter.targets.sglang_kt.script import script
+from runtime_adapter.targets.sglang_kt.simulator import resolve
 from runtime_adapter.targets.target import Outline
 
 FILE = "experts_on_gpu.pt"

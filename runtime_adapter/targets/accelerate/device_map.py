@@ -32,8 +32,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from profiles.document import one_line
 from profiles.errors import TargetError
 from profiles.placement import LayerPlacement, Placement, in_short
-from runtime_adapter.targets.accelerate_modules import EMBEDDING, HEAD, NORM, ROTARY, Family, family_of
-from runtime_adapter.targets.accelerate_simulator import key_over, keys_of, resolve
+from runtime_adapter.targets.accelerate.modules import EMBEDDING, HEAD, NORM, ROTARY, Family, family_of
+from runtime_adapter.targets.accelerate.simulator import key_over, keys_of, resolve
 from runtime_adapter.targets.target import Outline
 
 

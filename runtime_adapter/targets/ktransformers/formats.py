@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 from profiles.errors import ProfileError
 from profiles.model import Layer, ModelProfile
-from runtime_adapter.targets.ktransformers_reader import simulated
-from runtime_adapter.targets.ktransformers_simulator import Resolved
+from runtime_adapter.targets.ktransformers.reader import simulated
+from runtime_adapter.targets.ktransformers.simulator import Resolved
 from runtime_adapter.targets.target import Outline
 
 WIDEST_FIRST = ("bf16", "fp8", "marlin")

@@ -24,9 +24,9 @@ from itertools import groupby
 import numpy as np
 
 from profiles.errors import TargetError
-from runtime_adapter.targets.llama_cpp_patterns import MAX_WORK, TOO_MUCH_WORK
-from runtime_adapter.targets.llama_cpp_settings import Override, Settings, n_cpu_moe_overrides
-from runtime_adapter.targets.llama_cpp_tensors import NamedTensor, blocks_of, tensors_of
+from runtime_adapter.targets.llama_cpp.patterns import MAX_WORK, TOO_MUCH_WORK
+from runtime_adapter.targets.llama_cpp.settings import Override, Settings, n_cpu_moe_overrides
+from runtime_adapter.targets.llama_cpp.tensors import NamedTensor, blocks_of, tensors_of
 from runtime_adapter.targets.target import Outline
 
 

@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from runtime_adapter.targets.ktransformers_modules import Module
-from runtime_adapter.targets.ktransformers_rules import Rule
+from runtime_adapter.targets.ktransformers.modules import Module
+from runtime_adapter.targets.ktransformers.rules import Rule
 
 FALLBACK = "cuda:0"
 

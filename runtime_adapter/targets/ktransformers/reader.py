@@ -15,11 +15,11 @@ from typing import Any
 from profiles.document import one_line, short
 from profiles.errors import TargetError
 from profiles.placement import LayerPlacement, Placement
-from runtime_adapter.targets.ktransformers_families import Family, family_of
-from runtime_adapter.targets.ktransformers_modules import module_tree
-from runtime_adapter.targets.ktransformers_notes import notes_on
-from runtime_adapter.targets.ktransformers_rules import Rule, check_effort, parse_rules
-from runtime_adapter.targets.ktransformers_simulator import FALLBACK, Resolved, resolve
+from runtime_adapter.targets.ktransformers.families import Family, family_of
+from runtime_adapter.targets.ktransformers.modules import module_tree
+from runtime_adapter.targets.ktransformers.notes import notes_on
+from runtime_adapter.targets.ktransformers.rules import Rule, check_effort, parse_rules
+from runtime_adapter.targets.ktransformers.simulator import FALLBACK, Resolved, resolve
 from runtime_adapter.targets.target import Outline
 
 

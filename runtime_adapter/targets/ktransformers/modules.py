@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from runtime_adapter.targets.ktransformers_families import Family
+from runtime_adapter.targets.ktransformers.families import Family
 
 _MODULE = ("torch.nn.Module",)
 _LINEAR = ("torch.nn.Linear", "torch.nn.modules.linear.Linear", *_MODULE)
@@ -43,7 +43,7 @@ def module_tree(family: Family, has_experts: Sequence[bool]) -> tuple[Module, ..
     `has_experts` says for each layer whether it is a MoE layer. Optional parts are all there (a model has either
     q_proj or q_a_proj), and two experts stand for all.
 
-    >>> from runtime_adapter.targets.ktransformers_families import FAMILIES
+    >>> from runtime_adapter.targets.ktransformers.families import FAMILIES
     >>> [m.name for m in module_tree(FAMILIES["mixtral"], [True]) if m.part == "experts"]
     ['model.layers.0.block_sparse_moe.experts']
     """

@@ -10,8 +10,8 @@ from profiles.document import short
 from profiles.errors import ProfileError, TargetError
 from profiles.formats.kv_cache import KV_TYPES
 from profiles.workload import Workload
-from runtime_adapter.targets.llama_cpp_command import Command, Option
-from runtime_adapter.targets.llama_cpp_patterns import Pattern
+from runtime_adapter.targets.llama_cpp.command import Command, Option
+from runtime_adapter.targets.llama_cpp.patterns import Pattern
 
 EXPERTS_OF_ALL = r"\.ffn_(up|down|gate|gate_up)_(ch|)exps"
 """What --cpu-moe and, behind a layer's `blk\\.N`, --n-cpu-moe search for (llama.cpp, common/common.h)."""

@@ -7,8 +7,8 @@ import shlex
 
 from profiles.document import one_line, short
 from profiles.errors import TargetError
-from runtime_adapter.targets.sglang_kt_masks import Mask, Shape, experts_of_ratio, front_loading, ratio_of, uniform
-from runtime_adapter.targets.sglang_kt_script import SCRIPT, marked
+from runtime_adapter.targets.sglang_kt.masks import Mask, Shape, experts_of_ratio, front_loading, ratio_of, uniform
+from runtime_adapter.targets.sglang_kt.script import SCRIPT, marked
 
 MAX_CHARACTERS = 2**18
 """Every other one of 384 experts in each of 200 layers, all layers different, takes less."""

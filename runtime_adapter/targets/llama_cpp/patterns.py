@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Container
 
 from profiles.errors import TargetError
-from runtime_adapter.targets.llama_cpp_regex import END, NONE, START, WILD, WRITTEN, Parser, Positions
+from runtime_adapter.targets.llama_cpp.regex import END, NONE, START, WILD, WRITTEN, Parser, Positions
 
 MAX_WORK = 2_500_000
 """Steps from state to state over all names: less than a second. A pattern for each tensor of DeepSeek-R1 takes 2.2

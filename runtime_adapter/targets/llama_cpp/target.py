@@ -23,11 +23,11 @@ from profiles.document import one_line
 from profiles.errors import TargetError
 from profiles.placement import LayerPlacement, Placement, ranges
 from profiles.workload import Workload
-from runtime_adapter.targets.llama_cpp_command import command_line, located, parse_command
-from runtime_adapter.targets.llama_cpp_loader import Loaded, load
-from runtime_adapter.targets.llama_cpp_notes import notes_on
-from runtime_adapter.targets.llama_cpp_settings import KV_NAMES, read_settings
-from runtime_adapter.targets.llama_cpp_tensors import blocks_of
+from runtime_adapter.targets.llama_cpp.command import command_line, located, parse_command
+from runtime_adapter.targets.llama_cpp.loader import Loaded, load
+from runtime_adapter.targets.llama_cpp.notes import notes_on
+from runtime_adapter.targets.llama_cpp.settings import KV_NAMES, read_settings
+from runtime_adapter.targets.llama_cpp.tensors import blocks_of
 from runtime_adapter.targets.numbers_regex import one_of
 from runtime_adapter.targets.target import Outline
 

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from itertools import groupby
 
 from profiles.placement import ranges
-from runtime_adapter.targets.llama_cpp_loader import Loaded
-from runtime_adapter.targets.llama_cpp_settings import Override
-from runtime_adapter.targets.llama_cpp_tensors import NamedTensor
+from runtime_adapter.targets.llama_cpp.loader import Loaded
+from runtime_adapter.targets.llama_cpp.settings import Override
+from runtime_adapter.targets.llama_cpp.tensors import NamedTensor
 
 
 def notes_on(loaded: Loaded) -> Iterator[str]:

@@ -29,7 +29,7 @@ from typing import Any
 from profiles.document import dump_yaml
 from profiles.errors import TargetError
 from profiles.placement import Placement, ranges
-from runtime_adapter.targets.ktransformers_families import (
+from runtime_adapter.targets.ktransformers.families import (
     EXPERTS_OPERATOR,
     LINEAR,
     LINEAR_OPERATOR,
@@ -38,7 +38,7 @@ from runtime_adapter.targets.ktransformers_families import (
     family_of,
     operators_of,
 )
-from runtime_adapter.targets.ktransformers_reader import read, simulated
+from runtime_adapter.targets.ktransformers.reader import read, simulated
 from runtime_adapter.targets.numbers_regex import alternatives
 from runtime_adapter.targets.target import Outline
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from profiles.document import short
 from profiles.errors import TargetError
 from profiles.placement import ranges
-from runtime_adapter.targets.sglang_kt_masks import Mask, Shape
+from runtime_adapter.targets.sglang_kt.masks import Mask, Shape
 
 _SCRIPT = """\
 python3 - <<'EOF'
