@@ -1,7 +1,7 @@
 """What KTransformers calls a model's modules: the names and classes that its injection rules match.
 
 The facts were read in kvcache-ai/ktransformers: modules in `models/modeling_*.py`, rules in
-`optimize/optimize_rules/*.yaml`. Families are in `ktransformers_families.py`.
+`optimize/optimize_rules/*.yaml`. Families are in `families.py`.
 """
 
 from __future__ import annotations
