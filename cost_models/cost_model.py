@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import Literal
@@ -55,6 +56,17 @@ class CostModel:
         # Bound methods cached on the instance: a class-level cache would keep every model alive.
         self._block_s = lru_cache(maxsize=None)(self._compute_block_s)
         self._split_s = lru_cache(maxsize=None)(self._compute_split_s)
+        self._hop_s = lru_cache(maxsize=None)(self._compute_hop_s)
+        self._experts_from_s = lru_cache(maxsize=None)(self._compute_experts_from_s)
+        self._workspace: dict[int, tuple[Block, int]] = {}
+
+    def with_room(self, context_tokens: int, safety_margin: float) -> CostModel:
+        """The same for another context and margin. No time depends on them, so what was computed is shared."""
+        assert self.layer_class  # reckoned here, so that it is shared too
+        other = copy(self)
+        other.workload = self.workload.replace(context_tokens=context_tokens)
+        other.safety_margin, other._workspace = safety_margin, {}
+        return other
 
     @cached_property
     def layer_class(self) -> tuple[int, ...]:
@@ -84,7 +96,11 @@ class CostModel:
         return memory.kv_bytes(self.layer(layer).attention, self.workload)
 
     def workspace_bytes(self, block: Block) -> int:
-        return memory.workspace_bytes(block, self.profile, self.workload, self.target)
+        known = self._workspace.get(id(block))
+        if known is None:  # blocks take long to compare; one that is kept here keeps its id
+            known = block, memory.workspace_bytes(block, self.profile, self.workload, self.target)
+            self._workspace[id(block)] = known
+        return known[1]
 
     def overhead_bytes(self, device: str) -> int:
         """What a device that holds anything needs whatever it holds: the part of its context beyond the margin."""
@@ -121,6 +137,9 @@ class CostModel:
         They are where blocks are computed (`runs_on`), so between the CPU of a target that streams blocks and the first
         GPU nothing moves. The triangle inequality holds all the same.
         """
+        return self._hop_s(a, b, tokens)
+
+    def _compute_hop_s(self, a: str, b: str, tokens: int) -> float:
         n_bytes = self.workload.batch_size * tokens * self.profile.hidden_size * self.profile.activation_bytes
         return self._links.hop_s(self.runs_on(a), self.runs_on(b), n_bytes)
 
@@ -144,6 +163,9 @@ class CostModel:
 
     def experts_from_s(self, layer: int, attention: str, device: str, step: Step) -> float:
         """X_l of docs/model.md with all experts on `device` and the layer's attention on `attention`."""
+        return self._experts_from_s(self.layer_class[layer], attention, device, step)
+
+    def _compute_experts_from_s(self, layer: int, attention: str, device: str, step: Step) -> float:
         there = self._experts_there_s(layer, attention, device, step)
         if not self._may_copy(self.layer(layer).experts, attention, device, step.tokens):
             return there

@@ -10,6 +10,7 @@ The question is in `problem`, `rules`, `pins` and `deviations`; an `assignment` 
     split               the same for layers whose experts are split over devices: its own bound, plans and search
     feasibility         when nothing fits: how many bytes are missing, and which small changes help
     baselines           what people and other runtimes do by rule
+    what_if             many questions that help each other, as one table
 
 Imports point from `split` over `search`, `heuristics` and `cp_sat` to `column_generation`.
 """
@@ -17,5 +18,9 @@ Imports point from `split` over `search`, `heuristics` and `cp_sat` to `column_g
 from solver.compare import Comparison, compare
 from solver.evaluate import Evaluation
 from solver.solve import evaluate, solve
+from solver.what_if import frontier, largest_context, sensitivity, smallest, what_if
 
-__all__ = ["Comparison", "Evaluation", "compare", "evaluate", "solve"]
+__all__ = [
+    "Comparison", "Evaluation", "compare", "evaluate", "frontier", "largest_context", "sensitivity", "smallest",
+    "solve", "what_if",
+]  # fmt: skip

@@ -144,8 +144,8 @@ def _memory(placement: Placement, costs: CostModel) -> dict[str, DeviceMemory]:
         held[home].put(costs.weight_bytes(block, home), costs.workspace_bytes(block))
     if placement.embedding == placement.head:
         held[placement.head].weights -= profile.tied_bytes
-    for i, (placed, layer) in enumerate(zip(placement.layers, profile.layers, strict=True)):
-        attention = held[placed.attention]
+    for i, placed in zip(costs.layer_class, placement.layers, strict=True):
+        layer, attention = costs.layer(i), held[placed.attention]
         attention.put(costs.weight_bytes(layer.attention, placed.attention), costs.workspace_bytes(layer.attention))
         attention.kv += costs.kv_bytes(i)
         for device, part in placed.experts.items():

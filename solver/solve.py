@@ -11,7 +11,7 @@ from cost_models.engine_notes import engine_notes
 from cost_models.uncertainty import plan_interval
 from profiles import Workload, load_hardware, load_placement, load_profile, load_workload
 from profiles.errors import InfeasiblePlacement, MoeplanError
-from profiles.placement import Granularity, Objective, Placement
+from profiles.placement import Granularity, Interval, Objective, Placement
 from profiles.presets import model_config_preset
 from solver.baselines import hand_plans
 from solver.cp_sat.run import Limits
@@ -101,7 +101,9 @@ def solve(
     if prefer == "simplest":
         best, proof, said = _simpler(best, proof, costs, allowed, problem, pins)
         notes += said
-    plan = described(best, proof, costs, objective, granularity, notes)
+    told = best.evaluation.prediction
+    interval = plan_interval(best.placement, costs, told.prefill_s, told.decode_step_s)
+    plan = described(best, proof, costs, objective, granularity, notes, interval)
     assert breaks(plan, allowed, problem.devices) is None, "moeplan made a plan that its own rules forbid"
     return plan.replace(solve_s=round(time.perf_counter() - started, 4))
 
@@ -212,16 +214,15 @@ def described(
     costs: CostModel,
     objective: Objective,
     granularity: Granularity,
-    notes: Sequence[str] = (),
+    notes: Sequence[str],
+    interval: Interval | None,
 ) -> Placement:
     """The plan with the evaluator's own numbers, how far they may be off, the proof, and what it is a plan for."""
     found, profile = best.evaluation, costs.profile
-    told = found.prediction
-    interval = plan_interval(best.placement, costs, told.prefill_s, told.decode_step_s)
     return best.placement.replace(
         objective=objective,
         memory=found.memory,
-        prediction=told.replace(interval=interval),
+        prediction=found.prediction.replace(interval=interval),
         model=profile.model,
         architecture=profile.architecture,
         quant=profile.quant,

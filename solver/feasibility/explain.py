@@ -18,6 +18,8 @@ from solver.rules import Pins
 
 WORK = 2.0
 """What an explanation may cost in all, in CP-SAT's count of seconds; most take a tenth of it."""
+QUICK_WORK = 0.3
+"""The same for saying no more than what is short."""
 READABLE = 10**7
 """Bytes from which GB with two digits say enough."""
 
@@ -45,6 +47,12 @@ def may_fit(problem: Problem, costs: CostModel) -> bool | None:
     return fits(demand, problem.usable, Budget(WORK))
 
 
+def shortage(problem: Problem, costs: CostModel) -> str:
+    """What is short, in words, of a problem proved infeasible; quicker than `infeasible`, which says what helps."""
+    demand = demand_of(costs, _Permissions(problem), whole_layers=problem.whole_layers, split=problem.split_experts)
+    return _said(least_missing(demand, problem.usable, Budget(QUICK_WORK)), problem, costs)
+
+
 def infeasible(problem: Problem, costs: CostModel, pins: Pins | None = None) -> InfeasiblePlacement:
     """The error for a problem proved infeasible: the fewest bytes missing in all, and the smallest changes that help.
 
@@ -60,13 +68,17 @@ def infeasible(problem: Problem, costs: CostModel, pins: Pins | None = None) -> 
         changes = Changes(costs, pins, budget, whole_layers=whole_layers, split=split)
         if changes.demand == demand:
             suggestions, remark = _suggestions(changes, budget), _remark(changes, costs.workload)
-    why = "granularity, target and pins together leave some block no device; loosen one of them"
-    if missing is not None:
-        why = f"short of {_where(missing, problem.devices)}{remark}"
-    message = f"{costs.profile.model} does not fit {costs.hardware.name}: {why}"
+    message = _said(missing, problem, costs) + remark
     if suggestions:
         message += f"; {' or '.join(suggestions)}"
     return InfeasiblePlacement(message, short_bytes=_short(missing, problem.devices), suggestions=suggestions)
+
+
+def _said(missing: Missing | None, problem: Problem, costs: CostModel) -> str:
+    why = "granularity, target and pins together leave some block no device; loosen one of them"
+    if missing is not None:
+        why = f"short of {_where(missing, problem.devices)}"
+    return f"{costs.profile.model} does not fit {costs.hardware.name}: {why}"
 
 
 def _suggestions(changes: Changes, budget: Budget) -> list[str]:

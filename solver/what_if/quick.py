@@ -1,0 +1,83 @@
+"""A search that begins with what neighbours know: their plans, their bounds, and what their cards hold.
+
+It has the cheap steps of `Portfolio` in another order. Neighbours' plans are good from the start, so the bound comes
+first, and what makes plans only as far as the two do not meet.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+
+from profiles.placement import Placement
+from solver.assignment import Assignment
+from solver.column_generation.columns import ColumnSearch
+from solver.column_generation.contents import Contents, contents_of
+from solver.heuristics.deal import Deal
+from solver.problem import Problem
+from solver.search.portfolio import FEW_PATTERNS, Portfolio
+
+ROUNDS = 80
+"""Linear programs of the branching before what takes longer, and as many after it."""
+
+
+class Columns:
+    """Contents of cards that linear programs of a family ended with, by the card's name."""
+
+    def __init__(self) -> None:
+        self._layer_class: tuple[int, ...] = ()
+        self._held: Mapping[str, Sequence[Contents]] = {}
+
+    def known(self, problem: Problem) -> Iterator[tuple[int, Contents]]:
+        """Those for a problem with the same classes of layers."""
+        if problem.layer_class == self._layer_class:
+            for g in dict.fromkeys(problem.twins):
+                yield from ((g, contents) for contents in self._held.get(problem.devices[g], ()))
+
+    def keep(self, problem: Problem, search: ColumnSearch) -> None:
+        self._layer_class = problem.layer_class
+        self._held = {problem.devices[g]: tuple(found) for g, found in search.contents.items()}
+
+
+class Quick(Portfolio):
+    """`Portfolio` for one of many alike problems."""
+
+    @property
+    def suits(self) -> bool:
+        """Whether the cheap steps say anything about the problem."""
+        return not self.problem.bottleneck and self.problem.unordered is None
+
+    def know(self, plan: Placement | None, floor_s: float) -> None:
+        """Begin with a plan that fits, and seconds that none takes less than."""
+        self.bound = max(self.bound, math.floor(floor_s / self.problem.tick_s) - self.slack)
+        if plan is not None:
+            self._offer(Assignment.of(plan, self.problem), plan)
+
+    def run_near(self, known: Columns) -> None:
+        """As `run`, with the cheap steps only, and `known` columns, which become its own. Raises ProvedInfeasible."""
+        columns, deal = ColumnSearch(self.problem), Deal(self.problem)
+        contents = contents_of(self.problem, self.incumbent) if self.incumbent is not None else []
+        start = columns.start([*contents, *known.known(self.problem)], self._enough, self.deadline)
+        self.bound = max(self.bound, start)
+        if columns.first.prices and not self.closed:
+            self._by_steps(columns, deal)
+        known.keep(self.problem, columns)
+
+    def _by_steps(self, columns: ColumnSearch, deal: Deal) -> None:
+        walks = self._walks(columns, deal)[:1]
+        for walk in walks:
+            self._filled(walk)
+        self._met(columns)
+        if not self.closed:
+            self._by_patterns(columns, deal, FEW_PATTERNS)
+            self._polished(walks, deal)
+        self._met(columns)
+
+    def _met(self, columns: ColumnSearch) -> None:
+        """Plans of what the linear program would have cards hold, before and after branching."""
+        if not self.closed:
+            self._loaded(columns.dive(self.deadline), polished=False)
+        if not self.closed:
+            self.bound = max(self.bound, columns.improve(self._enough, ROUNDS, self.deadline))
+        if not self.closed:
+            self._loaded(columns.dive(self.deadline), polished=False)
