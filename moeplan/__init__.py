@@ -36,7 +36,18 @@ from runtime_adapter import (
     rehearse,
     stages_of,
 )
-from solver import Comparison, Evaluation, compare, evaluate, solve
+from solver import (
+    Comparison,
+    Evaluation,
+    compare,
+    evaluate,
+    frontier,
+    largest_context,
+    sensitivity,
+    smallest,
+    solve,
+    what_if,
+)
 
 __all__ = [
     "Applied",
@@ -59,6 +70,8 @@ __all__ = [
     "dry_run",
     "evaluate",
     "export",
+    "frontier",
+    "largest_context",
     "load",
     "load_distributed",
     "load_hardware",
@@ -68,6 +81,9 @@ __all__ = [
     "read_activations",
     "read_rules",
     "rehearse",
+    "sensitivity",
+    "smallest",
     "solve",
     "stages_of",
+    "what_if",
 ]

@@ -276,7 +276,8 @@ import moeplan.check_command  # noqa: E402
 import moeplan.compare_command  # noqa: E402
 import moeplan.export_command  # noqa: E402
 import moeplan.rehearse_command  # noqa: E402
-import moeplan.report_command  # noqa: E402, F401 - they register their commands, and need all of the above
+import moeplan.report_command  # noqa: E402
+import moeplan.what_if_command  # noqa: E402, F401 - they register their commands, and need all of the above
 
 if __name__ == "__main__":
     from moeplan import cli  # this very file once more: the one where that command is

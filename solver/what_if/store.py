@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from profiles.document import one_line
+from profiles.document import one_line, write_text
 from profiles.errors import MoeplanError
 from profiles.placement import Placement
 from solver.what_if.rows import Answer, table
@@ -54,17 +54,13 @@ class Store:
         found["plan"] = [None if plan is None else json.dumps(plan.to_dict()) for plan in found["plan"]]
         found.insert(0, ROW, sorted(answers))
         found.insert(0, GRID, self._grid)
-        folder = self.path.parent
-        handle, new = tempfile.mkstemp(dir=folder, prefix=f".{self.path.name}.")
+        if not self._parquet:
+            write_text(self.path, found.to_csv(index=False))
+            return
+        handle, new = tempfile.mkstemp(dir=self.path.parent, prefix=".moeplan-")
         os.close(handle)
-        try:
-            if self._parquet:
-                found.to_parquet(new, index=False)
-            else:
-                found.to_csv(new, index=False)
-            Path(new).replace(self.path)
-        finally:
-            Path(new).unlink(missing_ok=True)
+        found.to_parquet(new, index=False)
+        Path(new).replace(self.path)
 
     def _rows(self) -> DataFrame:
         import pandas
