@@ -31,6 +31,7 @@ from profiles.units import gb
 from solver import Evaluation
 from solver.breakdown import breakdown as time_parts
 from solver.solve import costs_of
+from solver.what_if import frontier as rows_worth_having
 
 try:
     from matplotlib.axes import Axes
@@ -134,13 +135,10 @@ def speed(table: DataFrame, x: str = "gpus", y: str = "tokens_per_s") -> Chart:
 
 
 def frontier(table: DataFrame, x: str = "gpus", y: str = "tokens_per_s") -> Chart:
-    """All scenarios that fit, `y` against `x` (an axis, or a column of prices), and the line of those worth having: no
-    other has as much `y` for less `x`."""
-    for column in (x, y):
-        if column not in table.columns:
-            raise MoeplanError(f"table: has no column {short(column)}; it has {', '.join(map(str, table.columns))}")
-    fits = table[table["feasible"].astype(bool)].sort_values([x, y], ascending=[True, False], kind="stable")
-    best = fits[fits[y] > fits[y].cummax().shift(fill_value=-1.0)]
+    """All scenarios that fit, `y` against `x`, and the line of those that no other beats, as `moeplan.frontier` has
+    them. `x` is an axis of numbers, or a column of prices that you added."""
+    best = rows_worth_having(table, x, y)
+    fits = table[table["feasible"].astype(bool)]
     name = AXES.get(x, x)
     chart, axes = _chart(7, 4.5, f"What is worth having: {_y_name(table, y).partition(',')[0]} against {name}")
     axes.scatter(fits[x], fits[y], color=palette.OTHERS, s=18, label="fits")

@@ -151,7 +151,7 @@ def test_wrong_columns_are_one_line() -> None:
         plots.speed(shown, x="cards")
     with pytest.raises(MoeplanError, match="no column"):
         plots.speed(shown, y="pace")
-    with pytest.raises(MoeplanError, match="no column 'price'"):
+    with pytest.raises(MoeplanError, match="x: 'price' is not a column of numbers"):
         plots.frontier(shown, x="price")
     with pytest.raises(MoeplanError, match="no rows"):
         plots.speed(shown[:0])
