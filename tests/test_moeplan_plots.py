@@ -16,13 +16,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cost_models import CostModel
-from moeplan import Placement, Workload, evaluate, load_hardware, load_profile, plots, solve
+from moeplan import Placement, Workload, evaluate, grid, load_hardware, load_profile, plots, solve
 from moeplan.grid import axes_of, lines, value_text
 from profiles import MoeplanError
 from profiles.layer_map import cells, device_colours, svg
 from profiles.presets import model_config_preset
 from solver.breakdown import breakdown
 from solver.evaluate import judge
+from solver.what_if import scenarios
 
 ROOT = Path(__file__).resolve().parents[1]
 STORY = ("deepseek-v2-measured", "8xL40-46GB")
@@ -160,6 +161,10 @@ def test_wrong_columns_are_one_line() -> None:
 def test_values_are_written_for_people() -> None:
     said = [("link", 64e9, "64 GB/s"), ("margin", 0.1, "10%"), ("gpu", "L40", "L40"), ("quant", None, "as given")]
     assert [value_text(axis, value) for axis, value, _ in said] == [text for *_, text in said]
+
+
+def test_every_axis_of_what_if_has_a_name() -> None:
+    assert tuple(grid.AXES) == scenarios.AXES
 
 
 def test_lines_differ_along_one_axis_only() -> None:
