@@ -128,7 +128,7 @@ def speed(table: DataFrame, x: str = "gpus", y: str = "tokens_per_s") -> Chart:
     axes.set_ylabel(_y_name(table, y))
     axes.grid(axis="y", alpha=0.3)
     if not table["feasible"].all():
-        axes.plot([], [], "x", color="black", label="nothing fits")
+        axes.plot([], [], "x", color="black", label="no plan")
         axes.plot([], [], "--", color="black", linewidth=1, label="border of what fits")
     _legend(axes, 2)
     return chart

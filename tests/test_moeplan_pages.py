@@ -209,7 +209,7 @@ def test_sliders_move_the_picture(page: Any, pages: dict[str, Path], window: dic
     speeds, maps = [speed for speed, _ in seen[:3]], [tuple(map_) for _, map_ in seen[:3]]
     assert len(set(speeds)) == len(set(maps)) == 3
     assert text_of(page, "axis-gpus-value") == "1"
-    assert text_of(page, "verdict").startswith("does not fit: mixtral-8x7b does not fit")
+    assert text_of(page, "verdict").startswith("mixtral-8x7b does not fit 1xRTX4090")
     assert not page.find_element("id", "picture").is_displayed()
     assert page.execute_script("return document.querySelectorAll('#line .shapelayer path').length") > 1
     assert not overflows(page)
@@ -232,6 +232,21 @@ def test_the_explorer_says_the_rows_figures(page: Any, pages: dict[str, Path], t
     assert said == pytest.approx(row["tokens_per_s"], rel=5e-3)
     page.find_element("css selector", "#across option[value='1']").click()
     assert text_of(page, "rows").startswith("context tokens")
+
+
+def test_what_nobody_knows_is_not_said_to_overflow(page: Any, tmp_path: Path) -> None:
+    rows = {"gpus": [1, 2, 3], "feasible": [False, False, False], "status": ["infeasible", "error", "no plan"]}
+    why = ["short of 1 GB", "its worker died", None]
+    write_explorer(pandas.DataFrame({**rows, "why": why, "tokens_per_s": None}), tmp_path / "x.html", title="odd")
+    chrome.show(page, tmp_path / "x.html")
+    said = []
+    for place in range(3):
+        page.execute_script("at[0] = arguments[0]; draw()", place)
+        said.append(text_of(page, "verdict"))
+    assert said == ["short of 1 GB", "error: its worker died", "no plan"]
+    legend = "return [...document.querySelectorAll('#line .legendtext')].map(t => t.textContent)"
+    assert page.execute_script(legend) == ["fits", "does not fit", "not known", "chosen"]
+    assert chrome.complaints(page) == []
 
 
 def test_a_plan_that_does_not_fit_can_be_looked_at(page: Any, tmp_path: Path) -> None:

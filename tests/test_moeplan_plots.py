@@ -130,7 +130,7 @@ def test_speed_has_a_line_each_and_a_border_where_fitting_begins() -> None:
     axes = plots.speed(shown).axes[0]
     found = {str(line.get_label()): line for line in axes.lines if str(line.get_label())[0] != "_"}
     assert list(found) == [
-        "context tokens 4,096", "context tokens 65,536", "nothing fits", "border of what fits"
+        "context tokens 4,096", "context tokens 65,536", "no plan", "border of what fits"
     ]  # fmt: skip
     assert list(found["context tokens 4,096"].get_ydata())[1:] == [10, 20]
     assert [math.isnan(y) for y in found["context tokens 65,536"].get_ydata()] == [True, True, False]

@@ -35,9 +35,17 @@ function choice(axis, id) {
   return select;
 }
 
+// Only what is proved not to fit does not; the rest nobody knows.
+const misfit = row => Boolean(row) && !row.fits && (row.status || 'infeasible') === 'infeasible';
+
+function said(row) {
+  if (!row) return 'not solved';
+  if (row.fits) return row.status === 'optimal' ? 'fits, proved best' : 'fits';
+  return misfit(row) ? row.why || 'does not fit' : [row.status, row.why].filter(Boolean).join(': ');
+}
+
 function verdict(row) {
-  const said = !row ? 'not solved' : row.fits ? (row.status === 'optimal' ? 'fits, proved best' : 'fits') : `does not fit: ${row.why || row.status}`;
-  byId('verdict').textContent = said;
+  byId('verdict').textContent = said(row);
   byId('verdict').className = row && row.fits ? 'good' : 'bad';
   byId('figures').replaceChildren(...FIGURES.filter(([, name]) => row && row[name] !== undefined).map(([title, name, text]) => {
     const pair = element('div');
@@ -69,17 +77,19 @@ function line() {
   if (!data.axes.length) return;
   const number = Number(byId('across').value), axis = data.axes[number], found = along(number), here = at[number];
   const speeds = found.map(row => (row && row.fits ? row.tokens_per_s : null));
-  const misfits = found.flatMap((row, place) => (row && row.fits ? [] : [place]));
+  const misfits = found.flatMap((row, place) => (misfit(row) ? [place] : []));
+  const unknown = found.flatMap((row, place) => ((row && row.fits) || misfit(row) ? [] : [place]));
   const band = place => ({
     type: 'rect', x0: place - 0.5, x1: place + 0.5, y0: 0, y1: 1, yref: 'paper', fillcolor: colour('--misfit'), line: { width: 0 }, layer: 'below',
   });
   const border = place => ({
     type: 'line', x0: place, x1: place, y0: 0, y1: 1, yref: 'paper', line: { color: colour('--bad'), width: 1.5, dash: 'dash' },
   });
-  const borders = speeds.slice(1).flatMap((speed, place) => ((speed === null) !== (speeds[place] === null) ? [place + 0.5] : []));
+  const borders = found.slice(1).flatMap((row, place) => (misfit(row) !== misfit(found[place]) ? [place + 0.5] : []));
   chart('line', [
     { type: 'scatter', mode: 'lines+markers', name: 'fits', x: speeds.map((_, place) => place), y: speeds, line: { color: colour('--accent') }, marker: { size: 8 }, hovertemplate: '%{y:.3g} tokens/s<extra></extra>' },
     { type: 'scatter', mode: 'markers', name: 'does not fit', x: misfits, y: misfits.map(() => 0), marker: { symbol: 'x', size: 9, color: colour('--bad') }, cliponaxis: false, hoverinfo: 'skip' },
+    ...(unknown.length ? [{ type: 'scatter', mode: 'markers', name: 'not known', x: unknown, y: unknown.map(() => 0), marker: { symbol: 'diamond-open', size: 9, color: colour('--soft') }, cliponaxis: false, hoverinfo: 'skip' }] : []),
     { type: 'scatter', mode: 'markers', name: 'chosen', x: [here], y: [speeds[here] ?? 0], marker: { symbol: 'circle-open', size: 18, color: colour('--ink'), line: { width: 3 } }, cliponaxis: false, hoverinfo: 'skip' },
   ], {
     height: 320, shapes: [...misfits.map(band), ...borders.map(border)],
@@ -94,7 +104,7 @@ function table(axis, found, here) {
   [axis.title, 'tokens/s', 'prompt', 'fits'].forEach(name => top.append(element('th', name, { scope: 'col' })));
   head.append(top);
   found.forEach((row, place) => {
-    const cells = row && row.fits ? [digits(row.tokens_per_s), seconds(row.prefill_s), 'yes'] : ['', '', row ? 'no' : 'not solved'];
+    const cells = row && row.fits ? [digits(row.tokens_per_s), seconds(row.prefill_s), 'yes'] : ['', '', misfit(row) ? 'no' : row ? row.status : 'not solved'];
     const made = element('tr', undefined, place === here ? { class: 'chosen' } : {});
     made.append(element('th', axis.values[place], { scope: 'row' }), ...cells.map(cell => element('td', cell)));
     body.append(made);
