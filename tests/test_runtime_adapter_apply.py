@@ -23,8 +23,8 @@ transformers = pytest.importorskip("transformers")
 import vgpu  # noqa: E402 -- these need torch
 from tiny_models import EXPERTS, FAMILIES, VOCABULARY, tiny_model  # noqa: E402
 
-from runtime_adapter import hooks  # noqa: E402
 from runtime_adapter.anatomy import expert_count  # noqa: E402
+from runtime_adapter.placing import hooks  # noqa: E402
 
 GPUS = [f"cuda:{i}" for i in range(4)]
 VIRTUAL = {f"cuda:{i}": f"vgpu:{i}" for i in range(4)}

@@ -20,8 +20,8 @@ pytest.importorskip("transformers")
 import vgpu  # noqa: E402, F401 -- these need torch
 from tiny_models import FAMILIES, tiny_model  # noqa: E402
 
-from runtime_adapter import steps, stopwatch  # noqa: E402
 from runtime_adapter.anatomy import anatomy_of  # noqa: E402
+from runtime_adapter.measuring import steps, stopwatch  # noqa: E402
 from runtime_adapter.measuring.live_model import live_model  # noqa: E402
 
 WORK = {"prompt_tokens": 6, "generated_tokens": 4, "prefill_chunk": 4}

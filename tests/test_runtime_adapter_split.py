@@ -22,8 +22,8 @@ pytest.importorskip("transformers")
 import vgpu  # noqa: E402 -- these need torch
 from tiny_models import EXPERTS, FAMILIES, MORE_FAMILIES, VOCABULARY, tiny_model  # noqa: E402
 
-from runtime_adapter import free_memory  # noqa: E402
 from runtime_adapter.anatomy import anatomy_of, expert_count  # noqa: E402
+from runtime_adapter.placing import free_memory  # noqa: E402
 from runtime_adapter.placing.preflight import check  # noqa: E402
 from runtime_adapter.placing.split_experts import SplitForward  # noqa: E402
 
