@@ -97,13 +97,15 @@ def picked(counts: Any, k: int) -> Any:
     """The mask that kt-kernel makes of counts; by torch.topk, as it does, where it is not installed."""
     import torch
 
+    from runtime_adapter.cpu_experts import missing
+
     table = counts.sum(dim=0).float()
-    try:
-        from kt_kernel.experts_base import generate_gpu_experts_masks
-    except ImportError:
+    if missing("kt-kernel"):  # loads it, if it is there, so that it does not change this thread's arithmetic
         mask = torch.zeros(table.numel(), dtype=torch.bool)
         mask[torch.topk(table.view(-1), k).indices] = True
         return mask.view(table.shape)
+    from kt_kernel.experts_base import generate_gpu_experts_masks
+
     return generate_gpu_experts_masks(table, k)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -138,7 +139,10 @@ def threads() -> int:
 
 @lru_cache(maxsize=1)
 def _extension() -> Any:
-    return importlib.import_module("kt_kernel").kt_kernel_ext
+    """Loaded in a thread of its own: it was built with -ffast-math, so that the thread which loads it takes subnormal
+    numbers for zero ever after."""
+    with ThreadPoolExecutor(1) as elsewhere:
+        return elsewhere.submit(importlib.import_module, "kt_kernel").result().kt_kernel_ext
 
 
 @lru_cache(maxsize=1)
