@@ -17,8 +17,10 @@ from solver.heuristics.deal import Deal
 from solver.problem import Problem
 from solver.search.portfolio import FEW_PATTERNS, Portfolio
 
-ROUNDS = 80
-"""Linear programs of the branching before what takes longer, and as many after it."""
+ROUNDS_PER_SECOND = 50
+"""Linear programs of the branching for each second that a scenario is worth."""
+WORTH_PATTERNS = 2.0
+"""Seconds from which a scenario is worth patterns, and as much branching once more."""
 
 
 class Columns:
@@ -68,16 +70,17 @@ class Quick(Portfolio):
         for walk in walks:
             self._filled(walk)
         self._met(columns)
-        if not self.closed:
+        self._polished(walks, deal)
+        if self.limits.seconds >= WORTH_PATTERNS:
             self._by_patterns(columns, deal, FEW_PATTERNS)
-            self._polished(walks, deal)
-        self._met(columns)
+            self._met(columns)
 
     def _met(self, columns: ColumnSearch) -> None:
         """Plans of what the linear program would have cards hold, before and after branching."""
+        rounds = math.ceil(ROUNDS_PER_SECOND * self.limits.seconds)
         if not self.closed:
             self._loaded(columns.dive(self.deadline), polished=False)
         if not self.closed:
-            self.bound = max(self.bound, columns.improve(self._enough, ROUNDS, self.deadline))
+            self.bound = max(self.bound, columns.improve(self._enough, rounds, self.deadline))
         if not self.closed:
             self._loaded(columns.dive(self.deadline), polished=False)
