@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -106,7 +106,7 @@ def rows_table(table: DataFrame, axes: list[str], title: str) -> Table:
     return found
 
 
-def _shown(row: dict[str, Any]) -> list[str | Text]:
+def _shown(row: dict[str, Any]) -> Sequence[str | Text]:
     if not row["feasible"]:
         return [Text("-")] * 5 + [Text(row["status"], style="bold red")]
     free = row["gpu_headroom_bytes"]

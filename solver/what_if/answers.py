@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from cost_models import CostModel
 from profiles import Placement, load_hardware, load_profile, load_workload
 from profiles.catalogue import plain
 from profiles.document import short
@@ -46,7 +47,7 @@ def smallest(
     `objective` says otherwise: then more GPUs never have less of them (to within `relative_gap`) and the answer is
     found by halving; otherwise by trying one number after the other. Raises MoeplanError where no number is enough.
 
-    >>> row = smallest("qwen3-30b-a3b", "1xRTX4090", at_least={"tokens_per_s": 30})
+    >>> row = smallest("qwen3-30b-a3b", "1xRTX4090", gpus=range(1, 5), at_least={"tokens_per_s": 12})
     >>> int(row["gpus"])
     3
     """
@@ -150,38 +151,43 @@ def largest_context(
     is left out is the plan's own, or the default. At most 10^9 tokens, what a workload may ask for. Raises
     InfeasiblePlacement where not even prompt and generated tokens fit.
 
-    >>> largest_context("qwen3-30b-a3b", "3xRTX4090") > largest_context("qwen3-30b-a3b", "2xRTX4090")
-    False
+    >>> largest_context("qwen3-30b-a3b", "2xRTX4090") > largest_context("qwen3-30b-a3b", "1xRTX4090")
+    True
     """
     if isinstance(plan_or_profile, Placement):
-        plan = plan_or_profile
-        costs = costs_of(plan, profile, hardware, workload, safety_margin=margin, target=target)
-        least = costs.workload.prompt_tokens + costs.workload.generated_tokens
-
-        def plan_fits(tokens: int) -> bool:
-            return judge(plan, costs.with_room(tokens, costs.safety_margin)).feasible
-
-        if not plan_fits(least):
-            missing = judge(plan, costs.with_room(least, costs.safety_margin)).short_bytes
-            where = ", ".join(f"{device} by {n} bytes" for device, n in missing.items())
-            raise InfeasiblePlacement(f"the plan does not fit for {least} tokens: {where}", short_bytes=missing)
-        return _largest(least, plan_fits)
+        return _context_of_plan(
+            plan_or_profile, costs_of(plan_or_profile, profile, hardware, workload, safety_margin=margin, target=target)
+        )
     request = load_workload(workload)
     question = Question(
         load_profile(plan_or_profile), load_hardware(hardware), request, MARGIN if margin is None else margin,
         granularity, target or "torch", "request",
     )  # fmt: skip
-    machine, least = Machine(question), request.prompt_tokens + request.generated_tokens
+    return _context_of_model(question, request.prompt_tokens + request.generated_tokens)
+
+
+def _context_of_plan(plan: Placement, costs: CostModel) -> int:
+    least = costs.workload.prompt_tokens + costs.workload.generated_tokens
+
+    def short_bytes(tokens: int) -> dict[str, int]:
+        return judge(plan, costs.with_room(tokens, costs.safety_margin)).short_bytes
+
+    missing = short_bytes(least)
+    if missing:
+        where = ", ".join(f"{device} by {n} bytes" for device, n in missing.items())
+        raise InfeasiblePlacement(f"the plan does not fit for {least} tokens: {where}", short_bytes=missing)
+    return _largest(least, lambda tokens: not short_bytes(tokens))
+
+
+def _context_of_model(question: Question, least: int) -> int:
+    machine = Machine(question)
 
     def asked(tokens: int) -> Asked:
         return Asked(question.with_context(tokens), machine)
 
-    def model_fits(tokens: int) -> bool:
-        return may_fit(asked(tokens).problem, asked(tokens).costs) is True
-
-    if not model_fits(least):
+    if not may_fit(asked(least).problem, asked(least).costs):
         raise infeasible(asked(least).problem, asked(least).costs, None)
-    return _largest(least, model_fits)
+    return _largest(least, lambda tokens: may_fit(asked(tokens).problem, asked(tokens).costs) is True)
 
 
 def _largest(least: int, fits: Callable[[int], bool]) -> int:
