@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from profiles import load_placement
+from profiles import Placement, load_placement
 from profiles.errors import InfeasiblePlacement
 from profiles.hardware import Device, Hardware
 from solver.search.plans import Candidate
@@ -55,69 +55,72 @@ def sensitivity(
     >>> found.iloc[0][["what", "where"]].tolist()
     ['memory bandwidth', 'cpu']
     """
-    import pandas
+    import pandas  # it takes a second, and solving does not need it
 
     plan = load_placement(plan)
     costs = costs_of(plan, profile, hardware, workload, safety_margin=margin)
-    effort = Effort(time_limit, relative_gap, seed)
     base = Question(
         costs.profile, costs.hardware, costs.workload, costs.safety_margin, plan.granularity or "module",
         costs.target, plan.objective or "request",
     )  # fmt: skip
-    columns, here = Columns(), _asked(base, costs.hardware)
-    before = here.search(here.judged(plan), 0.0, columns, effort)
-    if before.best is None:
-        raise InfeasiblePlacement("nothing fits the machine as it is; what_if says what would", proven=before.proven)
-    best, bound_s, asked = before.best, before.bound_s, dict[int, tuple[Asked, Candidate, float]]()
-    changes = list(changes_of(costs.hardware))
-    for k, change in enumerate(changes):
-        same = next((j for j in range(k) if _alike(changes[j], change, here)), None)
-        if same is not None:
-            continue
-        there = _asked(base, change.machine)
-        found = there.search(there.judged(best.placement), 0.0, columns, effort)
+    worth = _Worth(base, plan, Effort(time_limit, relative_gap, seed))
+    rows = pandas.DataFrame([worth.row(change) for change in worth.changes])
+    return rows.sort_values("saved_s", ascending=False, kind="stable").reset_index(drop=True)
+
+
+class _Worth:
+    """The machine as it is and after each change, solved; every plan that is found is tried in all the others, so that
+    luck in one search is not taken for the worth of a change."""
+
+    def __init__(self, base: Question, plan: Placement, effort: Effort) -> None:
+        self._base, self._effort, self._columns = base, effort, Columns()
+        self._here = self._asked(base.hardware)
+        found = self._here.search(self._here.judged(plan), 0.0, self._columns, effort)
+        if found.best is None:
+            raise InfeasiblePlacement("nothing fits the machine as it is; what_if says what would", proven=found.proven)
+        self._best, self._bound_s = found.best, found.bound_s
+        self.changes = list(changes_of(base.hardware))
+        self._after = {self._key(change): self._solved(change) for change in self._different()}
+
+    def row(self, change: Change) -> dict[str, Any]:
+        there, best, bound_s = self._after[self._key(change)]
+        kept, before_s = there.judged(self._best.placement), self._best.seconds
+        best = kept if kept is not None and kept.seconds < best.seconds else best
+        gaps = [1 - min(bound_s, best.seconds) / best.seconds, 1 - min(self._bound_s, before_s) / before_s]
+        return {
+            "what": change.what,
+            "where": change.where,
+            "amount": change.amount,
+            "unit": change.unit,
+            "saved_s": before_s - best.seconds,
+            "saved": 1 - best.seconds / before_s,
+            "objective_s": best.seconds,
+            "tokens_per_s": best.evaluation.prediction.tokens_per_s,
+            "gap": max(gaps),
+        }
+
+    def _asked(self, machine: Hardware) -> Asked:
+        question = replace(self._base, hardware=machine)
+        return Asked(question, Machine(question))
+
+    def _key(self, change: Change) -> tuple[str, str]:
+        """The same for one GB more on devices that nothing tells apart."""
+        problem = self._here.problem
+        if change.what != "memory":
+            return change.what, change.where
+        return change.what, problem.devices[problem.twins[problem.devices.index(change.where)]]
+
+    def _different(self) -> list[Change]:
+        return list({self._key(change): change for change in reversed(self.changes)}.values())
+
+    def _solved(self, change: Change) -> tuple[Asked, Candidate, float]:
+        there = self._asked(change.machine)
+        found = there.search(there.judged(self._best.placement), 0.0, self._columns, self._effort)
         assert found.best is not None, "what fits a machine fits one with more"
-        asked[k] = there, found.best, found.bound_s
-        back = here.judged(found.best.placement)
-        best = back if back is not None and back.seconds < best.seconds else best
-    rows = []
-    for k, change in enumerate(changes):
-        j = k if k in asked else next(j for j in asked if _alike(changes[j], change, here))
-        there, found_best, found_bound = asked[j]
-        kept = there.judged(best.placement)
-        after = kept if kept is not None and kept.seconds < found_best.seconds else found_best
-        rows.append(_row(change, best.seconds, min(bound_s, best.seconds), after, min(found_bound, after.seconds)))
-    found_table = pandas.DataFrame(rows)
-    return found_table.sort_values("saved_s", ascending=False, kind="stable").reset_index(drop=True)
-
-
-def _row(change: Change, before_s: float, before_bound_s: float, after: Candidate, bound_s: float) -> dict[str, Any]:
-    seconds = after.seconds
-    return {
-        "what": change.what,
-        "where": change.where,
-        "amount": change.amount,
-        "unit": change.unit,
-        "saved_s": before_s - seconds,
-        "saved": 1 - seconds / before_s if before_s else 0.0,
-        "objective_s": seconds,
-        "tokens_per_s": after.evaluation.prediction.tokens_per_s,
-        "gap": max(1 - before_bound_s / before_s, 1 - bound_s / seconds) if before_s and seconds else 0.0,
-    }
-
-
-def _asked(base: Question, machine: Hardware) -> Asked:
-    question = replace(base, hardware=machine)
-    return Asked(question, Machine(question))
-
-
-def _alike(one: Change, other: Change, here: Asked) -> bool:
-    """Whether both are one GB more on devices that nothing tells apart."""
-    problem = here.problem
-    if one.what != "memory" or other.what != "memory":
-        return False
-    first, second = (problem.twins[problem.devices.index(change.where)] for change in (one, other))
-    return first == second
+        back = self._here.judged(found.best.placement)
+        if back is not None and back.seconds < self._best.seconds:
+            self._best = back
+        return there, found.best, found.bound_s
 
 
 def changes_of(machine: Hardware) -> Iterator[Change]:
