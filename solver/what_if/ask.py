@@ -140,6 +140,8 @@ class Asked:
             search.know(None if known is None else known.placement, floor_s)
             if search.suits:
                 search.run_near(columns)
+                for rule in [] if search.closed else hand_candidates(self.costs, self.allowed, self.problem):
+                    search.know(rule, floor_s)
                 if search.best is not None:
                     return
         search.run([*rules, *hand_candidates(self.costs, self.allowed, self.problem)])
