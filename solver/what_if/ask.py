@@ -28,6 +28,8 @@ from solver.what_if.scenarios import Question
 
 RESOLUTION = 5e-7
 """Plans this near to the bound, as a share, are proved best: to the solver's ticks (docs/model.md)."""
+THOROUGH = 5.0
+"""Seconds from which a scenario that stays open is searched as `solve` does."""
 BRAKE = 10.0
 """A search is given up after so many times its `time_limit`, on a busy machine: until then its work is limited, so that
 the plan does not depend on how busy that is."""
@@ -142,7 +144,7 @@ class Asked:
                 search.run_near(columns)
                 for rule in [] if search.closed else hand_candidates(self.costs, self.allowed, self.problem):
                     search.know(rule, floor_s)
-                if search.best is not None:
+                if search.best is not None and (search.closed or search.limits.seconds < THOROUGH):
                     return
         search.run([*rules, *hand_candidates(self.costs, self.allowed, self.problem)])
 
