@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from profiles import Hardware, HardwareError, load_hardware
@@ -91,3 +93,20 @@ def test_gpus_that_no_catalogue_knows_are_joined_as_the_machine_joins_them() -> 
     joined = Hardware(name="two", devices=two, links=[*ways, direct])
     pairs = {("cuda:0", "cuda:1", 100.0), ("cuda:0", "cuda:2", 100.0), ("cuda:1", "cuda:2", 100.0)}
     assert links(vary(joined, gpus=3)) == links(vary(apart, gpus=3)) | pairs
+
+
+@pytest.mark.parametrize(
+    ("before", "changes", "after"),
+    [
+        ("2xL40-46GB,ram=256GB", {"gpus": 3}, "3xL40-46GB,ram=256GB"),
+        ("1xRTX4090,cpu=EPYC-9654", {"gpus": 2, "memory": 48 * 10**9}, "2xRTX4090-48GB,cpu=EPYC-9654"),
+        ("8xL40-46GB", {"gpu": "RTX4090"}, "8xRTX4090"),
+        ("2xA100-80GB+4xRTX4090", {"gpus": 1}, "2xA100-80GB+4xRTX4090, gpus=1"),
+        ("2xRTX3090,link=nvlink", {"gpu": "RTX4090"}, "2xRTX3090,link=nvlink, gpu=RTX4090"),
+    ],
+)
+def test_a_machine_is_called_by_the_phrase_that_means_it(before: str, changes: Any, after: str) -> None:
+    machine = vary(load_hardware(before), **changes)
+    assert machine.name == after
+    if ", " not in after:
+        assert load_hardware(after).devices == machine.devices

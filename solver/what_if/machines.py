@@ -22,7 +22,7 @@ def vary(
     link: float | None = None,
     ram_bandwidth: float | None = None,
 ) -> Hardware:
-    """The machine with these changes; its name says which.
+    """The machine with these changes; its name says which, as a phrase where one means this very machine.
 
     `gpus`: so many of its first kind of GPU and no others; links among those that it has are kept, GPUs beyond those
     get the links that the first has. `gpu`: another kind by its name in the catalogue, as many as the machine has
@@ -31,6 +31,8 @@ def vary(
     `ram_bandwidth`: bytes/s of the CPU's memory, the peak.
 
     >>> from profiles import load_hardware
+    >>> vary(load_hardware("2xL40-46GB,ram=256GB"), gpus=3).name
+    '3xL40-46GB,ram=256GB'
     >>> machine = vary(load_hardware("2xL40-46GB"), gpus=3, link=50e9)
     >>> machine.name, [link.bandwidth_bytes_per_s for link in machine.links]
     ('2xL40-46GB, gpus=3, link=50 GB/s', [50000000000.0, 50000000000.0, 50000000000.0])
@@ -55,7 +57,28 @@ def vary(
         "ram_bandwidth": ram_bandwidth and f"{ram_bandwidth / 1e9:g} GB/s",
     }
     changes = [f"{name}={value}" for name, value in said.items() if value is not None]
-    return found.replace(name=", ".join([hardware.name, *changes]))
+    phrase = _phrase(hardware.name, gpus, gpu, memory)
+    known = phrase is not None and _same(found, phrase)
+    return found.replace(name=phrase if known else ", ".join([hardware.name, *changes]))
+
+
+def _phrase(name: str, gpus: int | None, gpu: str | None, memory: int | None) -> str | None:
+    """What a machine that is called by a phrase would be called with other GPUs; None where it is called otherwise."""
+    found = re.match(r"([0-9]+)x([A-Za-z0-9-]+?)(-[0-9.]+ ?[GM]i?B)?(?=,|$)", name)
+    if found is None:
+        return None
+    number, kind, size = found[1] if gpus is None else gpus, gpu or found[2], "" if gpu else found[3] or ""
+    size = size if memory is None else f"-{memory / 1e9:g}GB"
+    return f"{number}x{kind}{size}{name[found.end() :]}"
+
+
+def _same(machine: Hardware, phrase: str) -> bool:
+    """Whether the phrase means this machine."""
+    try:
+        other = read_phrase(phrase)
+    except HardwareError:
+        return False
+    return (other.devices, frozenset(other.links)) == (machine.devices, frozenset(machine.links))
 
 
 def _with_devices(hardware: Hardware, changed: list[Device]) -> Hardware:
