@@ -30,7 +30,7 @@ def test_json_is_one_document_with_plans() -> None:
     done = run("--gpus", "3", "--json")
     (row,) = json.loads(done.stdout)["rows"]
     assert (row["gpus"], row["feasible"], row["why"]) == (3, True, None)
-    assert row["plan"]["hardware"] == f"{MACHINE}, gpus=3"
+    assert row["plan"]["hardware"] == "3xRTX4090,ram=96GB"
     alone = solve(MODEL, "3xRTX4090,ram=96GB")
     assert alone.objective_s == pytest.approx(row["objective_s"], rel=2e-3)
 
@@ -51,9 +51,7 @@ def test_what_does_not_fit_is_said() -> None:
     done = CliRunner().invoke(cli.app, ["what-if", MODEL, "1xRTX4090,ram=16GB", "--gpus", "1"])
     assert done.exit_code == 0
     assert "infeasible" in done.stdout
-    assert "does not fit: qwen3-30b-a3b does not fit 1xRTX4090,ram=16GB, gpus=1: short of" in done.stdout.replace(
-        "\n", " "
-    )
+    assert "does not fit: qwen3-30b-a3b does not fit 1xRTX4090,ram=16GB: short of" in done.stdout.replace("\n", " ")
 
 
 @pytest.mark.parametrize(
