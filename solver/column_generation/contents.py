@@ -150,8 +150,6 @@ class Knapsack:
         if len(self._levels) > 1 and self._levels[-1].ample:
             # Room for everything beside the largest workspace: nothing is gained by keeping less.
             self._levels = self._levels[-1:]
-        above = [*self._levels[1:], None]
-        self._levels = [level for level, next_up in zip(self._levels, above, strict=True) if not level.within(next_up)]
         self._for_guests: dict[tuple[object, ...], _Level] = {}
         for level in self._levels:
             self._for_guests.setdefault(level.guests, level)
@@ -159,9 +157,8 @@ class Knapsack:
     def best(self, prices: Prices, visits: int = 1) -> tuple[int, Contents]:
         """The most that contents of this device can earn, and contents that do (where lists were thinned, that earn
         about as much but may not fit). A card that is used at all is taken to need so many `visits`."""
-        asked = [(level, visits) for level in self._levels if visits]
-        asked += [(level, 0) for level in self._for_guests.values()]
-        return max((level.best_of(prices, n) for level, n in asked), key=lambda found: found[0])
+        levels = self._levels if visits else self._for_guests.values()
+        return max((level.best(prices, visits) for level in levels), key=lambda found: found[0])
 
     def quick(self, prices: Prices) -> Contents:
         """Good contents: the best beside the largest workspace, for a card that is visited once."""
@@ -224,20 +221,11 @@ class _Level:
         kinds = self.problem.expert_kinds
         return self.problem, *self.ends, *(kind.experts.workspace <= self.workspace for kind in kinds)
 
-    def within(self, other: _Level | None) -> bool:
-        """Whether there is only room for ends here, and `other`, which lets in more, has room for these too."""
-        if other is None or other.problem is not self.problem or any(len(grid.bytes) > 1 for grid in self.grids):
-            return False
-        ends = (self.problem.embedding, self.problem.head)
-        needed = sum(block.bytes[self.device] for block, may in zip(ends, self.ends, strict=True) if may)
-        return other.workspace >= self.workspace and needed <= other.room
-
     def best(self, prices: Prices, visits: int) -> tuple[int, Contents]:
         """As a card that is used, or that has guests and ends only."""
-        return max((self.best_of(prices, n) for n in {visits, 0}), key=lambda found: found[0])
+        return max((self._best(prices, n) for n in {visits, 0}), key=lambda found: found[0])
 
-    def best_of(self, prices: Prices, visits: int) -> tuple[int, Contents]:
-        """As a card that is used and visited so often; without `visits`, as one that has guests and ends only."""
+    def _best(self, prices: Prices, visits: int) -> tuple[int, Contents]:
         grids = self.grids if visits else self.grids_of_guests
         lists = [grid.extremes(prices) if self.ample else grid.points(prices) for grid in grids]
         if visits and prices.used + prices.visit * visits + prices.first + prices.last > 0:
