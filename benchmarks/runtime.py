@@ -131,7 +131,7 @@ def rehearsal() -> Iterator[Row]:
     machine = Hardware(name="two virtual GPUs", devices=[*gpus, cpu], links=links)
     work = {"prompt_tokens": 128, "generated_tokens": 64, "prefill_chunk": 128}
     found = rehearse(
-        model, machine, work, devices={g["name"]: f"{NAME}:{i}" for i, g in enumerate(gpus)}, repeats=15, most_rivals=5
+        model, machine, work, devices={g["name"]: f"{NAME}:{i}" for i, g in enumerate(gpus)}, repeats=5, most_rivals=5
     )
     yield from found.table.to_dict("records")
     apart = [abs(ratio - 1) for ratio in found.table["decode_ratio"]]
