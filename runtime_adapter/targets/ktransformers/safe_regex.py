@@ -21,6 +21,7 @@ MAX_PATTERN = 2_000
 """Longest pattern that is looked at: two hundred layers written out one by one are under this."""
 MAX_NAME = 64
 """Characters of a name that an open repeat is counted to run over: modules' and tensors' names have fewer."""
+# `re`'s own parser has no public name (sre_parse is a deprecated one); a parser of ours could read a pattern otherwise.
 _REPEATS = (sre.MAX_REPEAT, sre.MIN_REPEAT, sre.POSSESSIVE_REPEAT)
 _ANYTHING = ".*"
 
