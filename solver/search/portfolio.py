@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import replace
 
 from profiles.placement import Placement
-from solver.assignment import Assignment
+from solver.assignment import Assignment, arrange
 from solver.column_generation.columns import ColumnSearch
 from solver.column_generation.contents import contents_of
 from solver.cp_sat.busiest import solve_busiest
@@ -19,6 +19,7 @@ from solver.cp_sat.patterns import MAX_PATTERNS, solve_patterns, worthwhile
 from solver.cp_sat.scip_counts import solve_scip_counts
 from solver.cp_sat.slices import solve_slices
 from solver.deviations import reserved
+from solver.equal_cards.best import EqualCards
 from solver.heuristics.deal import Deal
 from solver.problem import Problem
 from solver.search.plans import NO_CEILING, PlanSearch, ProvedInfeasible
@@ -54,6 +55,8 @@ class Portfolio(PlanSearch):
         if self.problem.unordered is not None:
             self._by_unordered(self.problem.unordered)
         if not self.closed:
+            self._by_equal_cards()
+        if not self.closed:
             self._by_cards()
         if not self.closed:
             slices = solve_slices(self.problem, self._limits(0.1), floor=self.bound, hint=self.incumbent)
@@ -77,7 +80,19 @@ class Portfolio(PlanSearch):
         if self.problem.bottleneck:
             self._by_busiest()
             return
-        self.bound = max(self.bound, ColumnSearch(self.problem).start([], self._enough, self.deadline))
+        self._by_equal_cards()
+        if not self.closed:
+            self.bound = max(self.bound, ColumnSearch(self.problem).start([], self._enough, self.deadline))
+
+    def _by_equal_cards(self, tables: EqualCards | None = None) -> None:
+        """All that equal cards can hold, looked at; nearly always that is the answer."""
+        if not EqualCards.suits(self.problem):
+            return
+        found = (tables or EqualCards()).best(self.problem)
+        if found is None:
+            raise ProvedInfeasible
+        self.bound = max(self.bound, found.ticks)
+        self._offer(arrange(found.counts, self.problem))
 
     def _by_cards(self) -> None:
         """What does not ask for the order of the layers."""

@@ -13,6 +13,7 @@ from cost_models.uncertainty import plan_interval
 from profiles.errors import MoeplanError
 from profiles.placement import Interval, Objective, Placement
 from solver.cp_sat.run import Limits
+from solver.equal_cards.best import EqualCards
 from solver.evaluate import judge
 from solver.feasibility.explain import may_fit, shortage
 from solver.problem import Problem, build_problem
@@ -22,7 +23,7 @@ from solver.search.portfolio import Portfolio
 from solver.solve import described, hand_candidates, search_for
 from solver.split.search import SplitSearch
 from solver.what_if.binds import memory_binds, most_time
-from solver.what_if.quick import Columns, Quick
+from solver.what_if.quick import Quick, Shared
 from solver.what_if.rows import Answer, share_on_cpu
 from solver.what_if.scenarios import Question
 
@@ -116,6 +117,11 @@ class Asked:
             self.costs, objective=self.question.objective, granularity=self.granularity, allowed=self.allowed
         )
 
+    @cached_property
+    def quick(self) -> bool:
+        """Whether the answer is found sooner than a neighbour's plan is looked at."""
+        return EqualCards.suits(self.problem)
+
     def judged(self, plan: Placement) -> Candidate | None:
         """A plan of the same family as it is here; None where it does not fit."""
         bare = Placement(embedding=plan.embedding, head=plan.head, layers=plan.layers)
@@ -124,24 +130,24 @@ class Asked:
         found = judge(bare, self.costs, self.question.objective)
         return Candidate(bare, found) if found.feasible else None
 
-    def search(self, known: Candidate | None, floor_s: float, columns: Columns, effort: Effort) -> Found:
+    def search(self, known: Candidate | None, floor_s: float, shared: Shared, effort: Effort) -> Found:
         """The best plan, begun with a `known` one and with seconds that none takes less than."""
         limits, deadline = effort.limits, perf_counter() + BRAKE * effort.time_limit
         search = search_for(self.problem, self.costs, self.question.objective, limits, deadline)
         if type(search) is Portfolio:
             search = Quick(self.problem, self.costs, self.question.objective, limits, deadline)
         try:
-            self._run(search, known, floor_s, columns)
+            self._run(search, known, floor_s, shared)
         except ProvedInfeasible:
             return Found(None, floor_s, proven=not may_fit(self.problem, self.costs))
         return Found(search.best, max(floor_s, search.bound_s))
 
-    def _run(self, search: Portfolio | SplitSearch, known: Candidate | None, floor_s: float, columns: Columns) -> None:
+    def _run(self, search: Portfolio | SplitSearch, known: Candidate | None, floor_s: float, shared: Shared) -> None:
         rules = [] if known is None else [known.placement]
         if isinstance(search, Quick):
             search.know(None if known is None else known.placement, floor_s)
             if search.suits:
-                search.run_near(columns)
+                search.run_near(shared)
                 for rule in [] if search.closed else hand_candidates(self.costs, self.allowed, self.problem):
                     search.know(rule, floor_s)
                 if search.best is not None and (search.closed or search.limits.seconds < THOROUGH):

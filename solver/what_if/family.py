@@ -19,7 +19,7 @@ from solver.column_generation.contents import Contents, contents_of
 from solver.problem import Problem
 from solver.search.plans import Candidate
 from solver.what_if.ask import Asked, Effort, Machine
-from solver.what_if.quick import Columns
+from solver.what_if.quick import Shared
 from solver.what_if.rows import Answer, Status
 from solver.what_if.scenarios import Question, Scenario
 
@@ -69,7 +69,7 @@ class Family:
     def __init__(self, effort: Effort) -> None:
         self.effort = effort
         self._known: list[_Known] = []
-        self._columns = Columns()
+        self._shared = Shared()
         self._machines: dict[int, Machine] = {}
 
     def answer(self, scenario: Scenario) -> Answer:
@@ -98,17 +98,18 @@ class Family:
         if any(one.plan is None for one in looser):
             return Answer("infeasible", why=asked.why_not(proven=True), seconds=_since(started))
         floor_s = max((one.bound_s for one in looser), default=0.0)
-        best = self._neighbours_plan(scenario, asked)
+        best = None if asked.quick else self._neighbours_plan(scenario, asked)
         bound_s = floor_s
         if best is None or best.seconds * (1 - self.effort.relative_gap) > floor_s:
-            found = asked.search(best, floor_s, self._columns, self.effort)
+            found = asked.search(best, floor_s, self._shared, self.effort)
             best, bound_s = found.best, found.bound_s
             if best is None:
                 if found.proven:
                     self._known.append(_Known(scenario, None, float("inf"), float("inf"), asked.problem))
                 status: Status = "infeasible" if found.proven else "no plan"
                 return Answer(status, why=asked.why_not(found.proven), seconds=_since(started))
-        self._known.append(_Known.of(scenario, asked, best, bound_s))
+        if not asked.quick:
+            self._known.append(_Known.of(scenario, asked, best, bound_s))
         return asked.answer(best, bound_s, _since(started))
 
     def _neighbours_plan(self, scenario: Scenario, asked: Asked) -> Candidate | None:

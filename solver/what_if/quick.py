@@ -13,6 +13,7 @@ from profiles.placement import Placement
 from solver.assignment import Assignment
 from solver.column_generation.columns import ColumnSearch
 from solver.column_generation.contents import Contents, contents_of
+from solver.equal_cards.best import EqualCards
 from solver.heuristics.deal import Deal
 from solver.problem import Problem
 from solver.search.portfolio import FEW_PATTERNS, Portfolio
@@ -23,10 +24,12 @@ WORTH_PATTERNS = 2.0
 """Seconds from which a scenario is worth patterns, and as much branching once more."""
 
 
-class Columns:
-    """Contents of cards that linear programs of a family ended with, by the card's name."""
+class Shared:
+    """What searches of a family leave for each other: tables of equal cards, and the contents of cards that linear
+    programs ended with, by the card's name."""
 
     def __init__(self) -> None:
+        self.equal_cards = EqualCards()
         self._layer_class: tuple[int, ...] = ()
         self._held: Mapping[str, Sequence[Contents]] = {}
 
@@ -55,8 +58,11 @@ class Quick(Portfolio):
         if plan is not None:
             self._offer(Assignment.of(plan, self.problem), plan)
 
-    def run_near(self, known: Columns) -> None:
+    def run_near(self, known: Shared) -> None:
         """As `run`, with the cheap steps only, and `known` columns, which become its own. Raises ProvedInfeasible."""
+        self._by_equal_cards(known.equal_cards)
+        if self.closed:
+            return
         columns, deal = ColumnSearch(self.problem), Deal(self.problem)
         contents = contents_of(self.problem, self.incumbent) if self.incumbent is not None else []
         start = columns.start([*contents, *known.known(self.problem)], self._enough, self.deadline)

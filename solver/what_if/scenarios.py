@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, cached_property
 from hashlib import sha256
 from itertools import product
 from math import prod
@@ -61,7 +61,7 @@ class Scenario:
     axes: Axes
     question: Question | str
 
-    @property
+    @cached_property
     def room(self) -> tuple[float, ...]:
         """More is looser: GPUs, bytes of each, and less context and margin."""
         signs = {"context": -1, "margin": -1}

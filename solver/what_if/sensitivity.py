@@ -12,7 +12,7 @@ from profiles.hardware import Device, Hardware
 from solver.search.plans import Candidate
 from solver.solve import costs_of
 from solver.what_if.ask import Asked, Effort, Machine
-from solver.what_if.quick import Columns
+from solver.what_if.quick import Shared
 from solver.what_if.scenarios import Question
 
 if TYPE_CHECKING:
@@ -73,9 +73,9 @@ class _Worth:
     luck in one search is not taken for the worth of a change."""
 
     def __init__(self, base: Question, plan: Placement, effort: Effort) -> None:
-        self._base, self._effort, self._columns = base, effort, Columns()
+        self._base, self._effort, self._shared = base, effort, Shared()
         self._here = self._asked(base.hardware)
-        found = self._here.search(self._here.judged(plan), 0.0, self._columns, effort)
+        found = self._here.search(self._here.judged(plan), 0.0, self._shared, effort)
         if found.best is None:
             raise InfeasiblePlacement("nothing fits the machine as it is; what_if says what would", proven=found.proven)
         self._best, self._bound_s = found.best, found.bound_s
@@ -115,7 +115,7 @@ class _Worth:
 
     def _solved(self, change: Change) -> tuple[Asked, Candidate, float]:
         there = self._asked(change.machine)
-        found = there.search(there.judged(self._best.placement), 0.0, self._columns, self._effort)
+        found = there.search(there.judged(self._best.placement), 0.0, self._shared, self._effort)
         assert found.best is not None, "what fits a machine fits one with more"
         back = self._here.judged(found.best.placement)
         if back is not None and back.seconds < self._best.seconds:
