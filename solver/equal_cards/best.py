@@ -1,4 +1,4 @@
-"""The best of all totals that equal cards and the CPU can hold, as a bound and as numbers to lay a plan out from.
+"""The best of all totals that equal cards and the CPU can hold, as a bound and as a plan.
 
 What a plan costs depends on totals alone where cards are equal and experts are of one kind: how many attentions of each
 class and how many experts are on cards, how many layers have both on one card, how many cards the token visits, and
@@ -12,11 +12,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from solver.assignment import Counts
+from solver.assignment import Assignment
 from solver.equal_cards.card import Card
 from solver.equal_cards.costs import TOO_DEAR, Costs, costs_are_of_totals, first_card
-from solver.equal_cards.lay_out import counts_of, trimmed
-from solver.equal_cards.totals import Totals
+from solver.equal_cards.lay_out import laid_out, trimmed
+from solver.equal_cards.totals import N_WAYS, Totals
 from solver.problem import Problem
 
 MOST_CELLS = 60_000
@@ -27,10 +27,10 @@ MOST_OF_OTHERS = 8
 
 @dataclass(frozen=True)
 class Best:
-    """No plan takes fewer `ticks`; `counts` of one that takes so many, if the layers' order allows it."""
+    """No plan takes fewer `ticks`; `plan` takes so many, if the layers' order allows it."""
 
     ticks: int
-    counts: Counts
+    plan: Assignment
 
 
 class EqualCards:
@@ -72,4 +72,4 @@ class EqualCards:
             return None
         ticks_of_best, used, state = best
         loads = totals.loads(used, n_cards - used, state)
-        return Best(ticks_of_best, counts_of(problem, trimmed(problem, loads, state[2:])))
+        return Best(ticks_of_best, laid_out(problem, trimmed(problem, loads, state[N_WAYS:])))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -74,12 +75,12 @@ class Card:
         """The most experts on a card without attention; -1 where the ends do not fit."""
         return int(self._most_experts(embedding, head).flat[0])
 
-    def options(self, embedding: bool, head: bool, *, but_one: int | None = None) -> Options:
-        """Contents with some attention beside these ends, to which no attention and no experts can be added; not all
-        layers of class `but_one`."""
+    def options(self, embedding: bool, head: bool, limits: Mapping[int, int] | None = None) -> Options:
+        """Contents with some attention beside these ends, to which no attention and no experts can be added; `limits`
+        are the most layers of a class."""
         most = self._most_experts(embedding, head)
-        if but_one is not None:
-            most = most.take(range(self.sizes[but_one]), axis=but_one)
+        for c, limit in (limits or {}).items():
+            most = most.take(range(min(limit, self.sizes[c]) + 1), axis=c)
         larger = np.full(most.shape, -1, np.int64)
         for axis in range(most.ndim):
             more = np.full(most.shape, -1, np.int64)

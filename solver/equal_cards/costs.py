@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import numpy as np
 from numpy.typing import NDArray
 
 from solver.equal_cards.card import Integers
-from solver.equal_cards.totals import APART, ELSEWHERE, Table
+from solver.equal_cards.moves import APART, ELSEWHERE
+from solver.equal_cards.totals import Table
 from solver.problem import BlockCosts, ExpertsCosts, Problem
 
 TOO_DEAR = 2**62
@@ -97,16 +100,19 @@ class Costs:
 
     def of(self, table: Table, used: int) -> Integers:
         """Ticks of every state; TOO_DEAR of those out of reach."""
-        local = np.minimum(table, self.both)
-        ticks = self.base + self.guest * (self.both - local)
+        reach = np.s_[..., : table.shape[-1]]
+        both, near = self.both[reach], self.problem.hop[self.g][self.problem.other_twin(self.g)]
+        local = np.minimum(table, both)
+        ticks = self.base[reach] + self.guest * (both - local)
         reached = table >= 0
         if self.problem.whole_layers:
-            reached &= local >= self.own
-        for embedding in range(3):
-            for head in range(3):
-                there = ticks[embedding, head]
-                there += self._ends(embedding, head) + self._hops(used, embedding, head)
-                reached[embedding, head] &= self._fits[embedding == ELSEWHERE, head == ELSEWHERE]
+            reached &= local >= self.own[reach]
+        for embedding, head in product(range(3), repeat=2):
+            there = ticks[:, embedding, head]
+            there += self._ends(embedding, head) + self._hops(used, embedding, head)[reach]
+            reached[:, embedding, head] &= self._fits[embedding == ELSEWHERE, head == ELSEWHERE][reach]
+        for mixed in range(2, len(table)):
+            ticks[mixed] += near * (mixed - 1)
         return np.where(reached, ticks, TOO_DEAR)
 
     def _ends(self, embedding: int, head: int) -> int:

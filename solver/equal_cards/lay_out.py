@@ -1,16 +1,20 @@
-"""From what each card could hold and totals to a plan's counts by device."""
+"""From what each card could hold and totals to a plan."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
 
-from solver.assignment import Counts
-from solver.equal_cards.totals import Load
+from solver.assignment import Assignment, Counts, experts_for
+from solver.equal_cards.moves import Load
 from solver.problem import Problem
+
+Numbers = Mapping[tuple[int, int], int]
+"""Attentions by class and device."""
 
 
 def trimmed(problem: Problem, loads: Sequence[Load], totals: Sequence[int]) -> list[Load]:
-    """The same cards with exactly so many attentions and experts: first those whose layer is not whole there."""
+    """The same cards with exactly so many attentions and experts: first those go whose layer is not whole there."""
     movable = set(problem.expert_kinds[0].classes)
     attention = [list(load.attention) for load in loads]
     experts = [load.experts for load in loads]
@@ -34,35 +38,49 @@ def trimmed(problem: Problem, loads: Sequence[Load], totals: Sequence[int]) -> l
     ]
 
 
-def counts_of(problem: Problem, loads: Sequence[Load]) -> Counts:
-    """Counts by device: cards named in turn, and experts sent wherever they are guests."""
+def laid_out(problem: Problem, loads: Sequence[Load]) -> Assignment:
+    """A plan in which cards, named in turn, hold these loads, and the CPU what is left."""
     cpu = problem.cpu
     names = [d for d in range(len(problem.devices)) if d != cpu]
     by_name = dict(zip(names, loads, strict=False))
-    ends = [next((d for d, load in by_name.items() if getattr(load, end)), cpu) for end in ("embedding", "head")]
-    attention = {(c, d): n for d, load in by_name.items() for c, n in enumerate(load.attention)}
+    embedding, head = (
+        next((d for d, load in by_name.items() if getattr(load, end)), cpu) for end in ("embedding", "head")
+    )
+    attention = {(c, d): n for d, load in by_name.items() for c, n in enumerate(load.attention) if n}
     for c, n in enumerate(problem.class_sizes):
-        attention[c, cpu] = n - sum(attention.get((c, d), 0) for d in names)
-        attention.update({(c, d): 0 for d in names if (c, d) not in attention})
-    experts = dict(_experts(problem, by_name, attention))
-    used = [d for d in (*names, cpu) if any(attention[c, d] for c in range(len(problem.classes)))]
-    opening = problem.layer_class[0]
+        left = n - sum(attention.get((c, d), 0) for d in names)
+        attention |= {(c, cpu): left} if left else {}
+    order = _walk(problem, attention, embedding, head)
+    counts = Counts(embedding, head, attention, dict(_experts(problem, by_name, attention)), ())
+    return Assignment(embedding, head, order, experts_for(order, counts, problem))
 
-    def place(d: int) -> tuple[bool, bool, bool, bool]:
-        """Along the route: the embedding's device, those that have layers of the first class, the head's last."""
-        return d == ends[1] != ends[0], d != ends[0], not attention[opening, d], d == cpu
 
-    return Counts(ends[0], ends[1], attention, experts, tuple(sorted(used, key=place)))
+def _walk(problem: Problem, attention: Numbers, embedding: int, head: int) -> tuple[int, ...]:
+    """A device for each layer's attention. From one class to the next, and from and to the ends, the token stays where
+    it is if it can."""
+    runs = [c for c, _ in groupby(problem.layer_class)]
+    there = [[d for d in range(len(problem.devices)) if attention.get((c, d))] for c in runs]
+    walk: list[int] = []
+    here = embedding
+    for k, c in enumerate(runs):
+        coming = there[k + 1] if k + 1 < len(runs) else [head]
+        # Not where it ends, if that is not the next: it would have to come back.
+        may = [d for d in there[k] if d in coming and (d != here or len(there[k]) == 1)]
+        last = next((d for d in may if d != head or len(coming) == 1), may[0] if may else None)
+        devices = sorted(there[k], key=lambda d: (d == last, d != here, d != head or d in coming))
+        walk += [d for d in devices for _ in range(attention[c, d])]
+        here = devices[-1]
+    return tuple(walk)
 
 
 def _experts(
-    problem: Problem, loads: dict[int, Load], attention: dict[tuple[int, int], int]
+    problem: Problem, loads: Mapping[int, Load], attention: Numbers
 ) -> Iterator[tuple[tuple[int, int, int], int]]:
     """(class, attention's device, experts' device) and how many such layers there are."""
     cpu, classes = problem.cpu, problem.expert_kinds[0].classes
     left = {d: load.experts for d, load in loads.items()}
     left[cpu] = problem.expert_kinds[0].number - sum(left.values())
-    waiting = {(c, a): attention[c, a] for a in left for c in classes}
+    waiting = {(c, a): attention.get((c, a), 0) for a in left for c in classes}
     cards = [d for d in left if d != cpu]
     # Beside their attention; then from card to card; then whatever is left.
     turns = [[(d, d) for d in cards], [(a, d) for a in cards for d in cards if a != d]]

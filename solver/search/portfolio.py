@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import replace
 
 from profiles.placement import Placement
-from solver.assignment import Assignment, arrange
+from solver.assignment import Assignment
 from solver.column_generation.columns import ColumnSearch
 from solver.column_generation.contents import contents_of
 from solver.cp_sat.busiest import solve_busiest
@@ -92,7 +92,7 @@ class Portfolio(PlanSearch):
         if found is None:
             raise ProvedInfeasible
         self.bound = max(self.bound, found.ticks)
-        self._offer(arrange(found.counts, self.problem))
+        self._offer(found.plan)
 
     def _by_cards(self) -> None:
         """What does not ask for the order of the layers."""
