@@ -129,10 +129,9 @@ def rehearsal() -> Iterator[Row]:
     cpu = {"name": "cpu", "kind": "cpu", "memory_bytes": 16 * 10**9, "sync_s": 1e-5, **rates}
     links = [{"between": ["cpu", g["name"]], "bandwidth_bytes_per_s": 4e9, "latency_s": 5e-5} for g in gpus]
     machine = Hardware(name="two virtual GPUs", devices=[*gpus, cpu], links=links)
-    work = {"prompt_tokens": 128, "generated_tokens": 64, "prefill_chunk": 128}
-    found = rehearse(
-        model, machine, work, devices={g["name"]: f"{NAME}:{i}" for i, g in enumerate(gpus)}, repeats=5, most_rivals=5
-    )
+    work = {"prompt_tokens": 32, "generated_tokens": 64, "prefill_chunk": 32}
+    places = {g["name"]: f"{NAME}:{i}" for i, g in enumerate(gpus)}
+    found = rehearse(model, machine, work, devices=places, repeats=3, rounds=5, most_rivals=5)
     yield from found.table.to_dict("records")
     apart = [abs(ratio - 1) for ratio in found.table["decode_ratio"]]
     yield {"plan": "median distance of decode", "decode_ratio": median(apart)}

@@ -6,7 +6,8 @@ Importing this file does not import torch; calling `measure` does.
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from profiles import load_profile
@@ -60,6 +61,32 @@ def measure(
         with apply(_all_on(name, found), model, devices=wanted, keep_host=True):
             times[name] = times_of(anatomy, request, (*SMALL_STEPS, request.prefill_chunk), repeats, seed)
     return _measured(found, anatomy, _by_kind(times))
+
+
+def together(profiles: Sequence[ModelProfile]) -> ModelProfile:
+    """Several measurements of one model on the same devices as one: of each time the median."""
+    first = profiles[0]
+
+    def median_of(blocks: Sequence[Block | None]) -> Any:
+        times = [block.measured_seconds or {} for block in blocks if block is not None]
+        points = {
+            key: {tokens: median(one[key][tokens] for one in times) for tokens in found}
+            for key, found in (times[0] if times else {}).items()
+        }
+        return None if blocks[0] is None else blocks[0].replace(measured_seconds=points or None)
+
+    layers = [
+        layer.replace(
+            attention=median_of([profile.layers[i].attention for profile in profiles]),
+            experts=median_of([profile.layers[i].experts for profile in profiles]),
+        )
+        for i, layer in enumerate(first.layers)
+    ]
+    return first.replace(
+        embedding=median_of([profile.embedding for profile in profiles]),
+        head=median_of([profile.head for profile in profiles]),
+        layers=layers,
+    )
 
 
 def _default_devices() -> dict[str, str]:

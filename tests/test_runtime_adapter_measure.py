@@ -10,7 +10,7 @@ import pytest
 from cost_models import CostModel
 from profiles import Hardware, load_hardware, load_placement, load_profile, load_workload
 from profiles.errors import ApplyError, ProfileError
-from runtime_adapter.measure import measure
+from runtime_adapter.measure import measure, together
 from runtime_adapter.rehearse import rehearse
 from solver import evaluate
 
@@ -166,6 +166,45 @@ def test_a_rehearsal_runs_the_plan_and_rivals_and_tells_both_times() -> None:
         ratio = found.table[f"measured_{name}"] / found.table[f"predicted_{name}"]
         assert list(found.table[f"{kind}_ratio"]) == pytest.approx(list(ratio))
     assert all(p.device.type == "cpu" and p.numel() for p in model.parameters())
+
+
+def test_rounds_measure_all_in_turn_and_compare_medians(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model("qwen2_moe")
+    place = machine(sum(p.numel() * p.element_size() for p in model.parameters()))
+    said: list[str] = []
+    times = iter([(1.0, 0.1), (3.0, 0.5), (2.0, 0.2)])
+    monkeypatch.setattr("runtime_adapter.measuring.steps.speed", lambda *_: next(times))
+    found = rehearse(
+        model, place, WORK, devices={"cuda:0": "vgpu:0", "cuda:1": "vgpu:1"}, most_rivals=0, repeats=1, rounds=3,
+        told=said.append,
+    )  # fmt: skip
+    assert said[1:] == [
+        "solving",
+        "running the plan, round 1 of 3",
+        "measuring on cpu and cuda:0, round 2 of 3",
+        "running the plan, round 2 of 3",
+        "measuring on cpu and cuda:0, round 3 of 3",
+        "running the plan, round 3 of 3",
+    ]
+    assert list(found.table["measured_prefill_s"]) == [2.0]
+    assert list(found.table["measured_decode_step_s"]) == [0.2]
+
+
+def test_measurements_together_have_medians_of_every_time() -> None:
+    measured = [measure(tiny_model("mixtral"), WORK, devices={"cpu": "cpu"}, repeats=1) for _ in range(3)]
+    found = together(measured)
+    for part in ("attention", "experts"):
+        several = [getattr(profile.layers[1], part).measured_seconds["cpu"][1] for profile in measured]
+        assert getattr(found.layers[1], part).measured_seconds["cpu"][1] == sorted(several)[1]
+    assert found.weight_bytes == measured[0].weight_bytes
+    assert together(measured[:1]) == measured[0]
+
+
+@pytest.mark.parametrize("rounds", [0, True, 2.0])
+def test_odd_rounds_are_refused(rounds: Any) -> None:
+    model = tiny_model("qwen2_moe")
+    with pytest.raises(ApplyError, match=r"^rounds: "):
+        rehearse(model, machine(10**6), WORK, rounds=rounds)
 
 
 def test_a_model_too_large_for_random_weights_is_refused_before_it_is_made() -> None:

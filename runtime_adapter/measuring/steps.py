@@ -18,6 +18,8 @@ from runtime_adapter.measuring.stopwatch import BlockSeconds, waiter, watched
 Place = tuple[str, int]
 """A kind of block and, of attention and experts, the layer."""
 WARM_UP = 2
+OFTEN = 4
+"""A step of one token is so short that it is run so many times for each run of a longer one."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ def times_of(anatomy: Anatomy, workload: Workload, chunks: Sequence[int], repeat
     """One token at the workload's mean context, and chunks of a prompt, where the model is now."""
     batch = workload.batch_size
     context = workload.prompt_tokens + workload.generated_tokens // 2
-    steps = {batch: _timed(anatomy, Decode(anatomy, batch, context, seed), repeats)}
+    steps = {batch: _timed(anatomy, Decode(anatomy, batch, context, seed), OFTEN * repeats)}
     for tokens in sorted({chunk for chunk in chunks if chunk > 1}):
         steps[batch * tokens] = _timed(anatomy, Prefill(anatomy, batch, tokens, seed), repeats)
     return Times(steps, context)
@@ -103,11 +105,11 @@ def speed(model: Any, workload: Workload, repeats: int, seed: int) -> tuple[floa
     batch, context = workload.batch_size, workload.prompt_tokens + workload.generated_tokens // 2
     prompt = Prefill(anatomy, batch, workload.prompt_tokens, seed, workload.prefill_chunk)
     medians = []
-    for step in (prompt, Decode(anatomy, batch, context, seed)):
+    for step, times in ((prompt, repeats), (Decode(anatomy, batch, context, seed), OFTEN * repeats)):
         with torch.no_grad():
             for _ in range(WARM_UP):
                 step()
-            medians.append(median(seconds_of(step, wait) for _ in range(repeats)))
+            medians.append(median(seconds_of(step, wait) for _ in range(times)))
     return medians[0], medians[1]
 
 
