@@ -28,8 +28,25 @@ def carried(value: Any, carry: Callable[[Tensor], Tensor]) -> Any:
     return value
 
 
+def is_there(value: Any, device: torch.device) -> bool:
+    """Whether nothing in `value` has to move. Between layers Python runs from cold caches: this is looked at first."""
+    if isinstance(value, Tensor):
+        return value.device == device
+    kind = type(value)
+    if kind is dict:
+        value = value.values()
+    elif kind is not tuple and kind is not list:
+        return True
+    for item in value:  # noqa: SIM110 -- a generator costs more than what it looks at
+        if not is_there(item, device):
+            return False
+    return True
+
+
 def moved(value: Any, device: torch.device) -> Any:
     """`value` with its tensors on `device`; those already there are the same objects."""
+    if is_there(value, device):
+        return value
     return carried(value, lambda tensor: hop(tensor, device))
 
 
@@ -102,6 +119,8 @@ class EnterLayer(PlanHook):
     shared: Shared
 
     def __call__(self, module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        if is_there(args, self.device) and is_there(kwargs, self.device):
+            return args, kwargs
         # Hidden states are new in every layer: remembering them would only hold their memory.
         travel = {key: value for key, value in kwargs.items() if key == "hidden_states"}
         common = {key: value for key, value in kwargs.items() if key != "hidden_states"}
