@@ -47,6 +47,8 @@ class EqualCards:
         free = problem.rank is None and problem.main is None and problem.robust is None and not problem.one_run
         if not (plain and free and cards and len(problem.expert_kinds) == 1):
             return False
+        if problem.whole_layers and len(problem.expert_kinds[0].classes) > 1:
+            return False  # which class a layer is of that is left out, is left open
         equal = {problem.twins[d] for d in cards} == {cards[0]} and problem.twins[problem.cpu] == problem.cpu
         runs = 1 + sum(a != b for a, b in zip(problem.layer_class, problem.layer_class[1:], strict=False))
         cells = float(np.prod([n + 1.0 for n in (*problem.class_sizes, problem.expert_kinds[0].number)]))

@@ -171,7 +171,7 @@ class Portfolio(PlanSearch):
 
     def _by_scip(self) -> None:
         """Counts that another solver finds, laid out and polished; they prove nothing here."""
-        limits = replace(self._limits(0.1), relative_gap=self.limits.relative_gap)
+        limits = replace(self._limits(0.15), relative_gap=self.limits.relative_gap)
         found = solve_scip_counts(self.problem, limits)
         if found.counts is not None:
             self._laid_out(found.counts, Deal(self.problem))
