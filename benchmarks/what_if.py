@@ -1,7 +1,7 @@
 """A grid of 1,024 scenarios against the same calls of `solve` in a loop: seconds, and whether objectives agree.
 
     python benchmarks/what_if.py                   # both models, the loop over a sample of 64 scenarios
-    python benchmarks/what_if.py --sample 1024     # the whole loop, which takes a quarter of an hour a model
+    python benchmarks/what_if.py --sample 1024     # the whole loop, which takes some three minutes a model
 
 The grid runs on all cores with progress, the loop in this process, one call after the other. Both stop at the same
 relative gap; the loop has `solve`'s own time limit. Times depend on what else the machine does: the load is printed.

@@ -260,6 +260,20 @@ def test_logits_come_back_to_the_device_of_the_ids() -> None:
     assert torch.equal(logits.cpu(), expected("mixtral")[0])
 
 
+def test_what_is_there_already_is_passed_on_as_it_is() -> None:
+    here = torch.zeros(2)
+    there = here.to("vgpu:0")
+    cpu, gpu = torch.device("cpu"), torch.device("vgpu:0")
+    nested = {"a": (here, [here, None]), "b": {"c": "text"}}
+    assert hooks.is_there(nested, cpu)
+    assert hooks.moved(nested, cpu) is nested
+    for value in (there, [here, there], {"a": {"b": (there,)}}):
+        assert not hooks.is_there(value, cpu)
+    kept, moved = hooks.moved((there, {"a": [here]}), gpu)
+    assert kept is there
+    assert moved["a"][0].device == gpu
+
+
 def test_other_hooks_see_tensors_on_the_device_of_their_module() -> None:
     model, seen = tiny_model("mixtral"), []
 
