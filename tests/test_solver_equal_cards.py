@@ -18,8 +18,9 @@ from solver.assignment import Assignment
 from solver.column_generation.columns import ColumnSearch
 from solver.equal_cards.best import EqualCards
 from solver.equal_cards.card import Card
+from solver.equal_cards.moves import most_mixed
 from solver.equal_cards.totals import Totals
-from solver.problem import Problem, build_problem
+from solver.problem import BlockCosts, Problem, build_problem
 from solver.rules import Allowed
 from solver.what_if import vary
 
@@ -134,6 +135,21 @@ def test_tables_know_what_cards_hold_together() -> None:
     # With one layer more than two cards have room for, whatever else they hold, there is no such total.
     assert int(nowhere[0, 0, -1]) >= 0
     assert int(nowhere[1, 59, -1]) < 0
+
+
+def test_what_many_cards_cannot_hold_stays_out_of_reach() -> None:
+    one = BlockCosts((1,), 0, (), ())
+    totals = Totals(Card(2, None, None, 0, (one,), (1, 0), (300,), (True,), 0, 0))
+    table = totals.used(200)
+    assert table is not None
+    assert int(table[0, 0, 0, 200, 200]) == 200
+    assert int(table[0, 0, 0, 201, 200]) < 0
+    assert int(table.max()) == 200
+
+
+@pytest.mark.parametrize(("sizes", "most"), [((60,), 0), ((1, 59), 0), ((3, 58), 3), ((2, 30), 2), ((8, 80), 3)])
+def test_cards_with_both_classes_are_counted_where_there_can_be_several(sizes: tuple[int, ...], most: int) -> None:
+    assert most_mixed(sizes) == most
 
 
 @pytest.mark.parametrize(

@@ -16,11 +16,13 @@ from solver.assignment import Assignment
 from solver.equal_cards.card import Card
 from solver.equal_cards.costs import TOO_DEAR, Costs, costs_are_of_totals, first_card
 from solver.equal_cards.lay_out import laid_out, trimmed
+from solver.equal_cards.moves import most_mixed
 from solver.equal_cards.totals import N_WAYS, Totals
 from solver.problem import Problem
 
-MOST_CELLS = 60_000
-"""Totals of attentions and experts up to which tables are small enough to be quick."""
+MOST_CELLS = 140_000
+"""Totals of attentions and experts, by the cards that have both classes where those are counted, up to which tables
+take about a second."""
 MOST_OF_OTHERS = 8
 """Layers of each class but the largest: more make what a card may hold too many things."""
 
@@ -52,6 +54,7 @@ class EqualCards:
         equal = {problem.twins[d] for d in cards} == {cards[0]} and problem.twins[problem.cpu] == problem.cpu
         runs = 1 + sum(a != b for a, b in zip(problem.layer_class, problem.layer_class[1:], strict=False))
         cells = float(np.prod([n + 1.0 for n in (*problem.class_sizes, problem.expert_kinds[0].number)]))
+        cells *= 1 + most_mixed(problem.class_sizes)
         in_turn = runs == len(problem.classes) and all(n <= MOST_OF_OTHERS for n in sorted(problem.class_sizes)[:-1])
         return equal and in_turn and cells <= MOST_CELLS and costs_are_of_totals(problem)
 

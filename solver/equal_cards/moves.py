@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -58,14 +58,17 @@ class Beside:
         return sum(load.experts for load in self.loads)
 
 
+def most_mixed(sizes: Sequence[int]) -> int:
+    """Up to how many cards with layers of both classes are counted; 0 where that changes nothing, as the one layer of a
+    class is on one card."""
+    return min(MOST_MIXED, *sizes) if len(sizes) == 2 and min(sizes) > 1 else 0
+
+
 class Moves:
     """All ways for one kind of card."""
 
     def __init__(self, card: Card) -> None:
-        self.card = card
-        # The one layer of a class is on one card: then there is nothing to count.
-        counts = len(card.sizes) == 2 and min(card.sizes) > 1
-        self.most_mixed = min(MOST_MIXED, *card.sizes) if counts else 0
+        self.card, self.most_mixed = card, most_mixed(card.sizes)
 
     @cached_property
     def among_others(self) -> list[Move]:

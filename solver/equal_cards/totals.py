@@ -23,7 +23,7 @@ attentions and experts or more. The last axis ends with the most experts that ar
 State = tuple[int, ...]
 
 NEVER = -30_000
-"""Of totals that are out of reach, with room for what is added to it."""
+"""Of totals that are out of reach, with room for what one card more adds to it."""
 N_WAYS = 3
 """Axes of a table before its totals."""
 
@@ -73,6 +73,7 @@ class Totals:
     def _one_more(self, table: Table, cards: int) -> Table:
         found = self._nowhere(cards)
         _add(self.moves.among_others, table, found)
+        found[found < 0] = NEVER
         return np.minimum(found, np.int16(self.card.n_experts))
 
     @cached_property
