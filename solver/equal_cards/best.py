@@ -2,8 +2,8 @@
 
 What a plan costs depends on totals alone where cards are equal and experts are of one kind: how many attentions of each
 class and how many experts are on cards, how many layers have both on one card, how many cards the token visits, and
-where the two ends are. So the least over all totals within reach is a bound on every plan. It is the optimum unless
-classes of layers take turns on the cards, which is the only thing left out.
+where the two ends are. So the least over all totals within reach is a bound on every plan. It is nearly always
+the optimum: what is left out of how classes of layers lie on the cards stands in docs/model.md.
 """
 
 from __future__ import annotations
