@@ -6,6 +6,7 @@ parameters, so that a quantisation rule can tell one tensor from another.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from math import prod
@@ -113,6 +114,28 @@ class LayerTensors:
 
 
 @dataclass(frozen=True)
+class DiskNames:
+    """What published checkpoints call the modules that transformers names otherwise; their lists speak this language.
+
+    `renames` are (pattern, replacement) as `re.sub` takes them, applied in turn to a module's name in transformers.
+    `projections` are the names of gate, up and down below `experts.N.`; empty where experts are stored fused, under
+    transformers' own names.
+
+    >>> DiskNames(renames=((r"\\.mlp\\.", ".block_sparse_moe."),)).module("model.layers.0.mlp.gate")
+    'model.layers.0.block_sparse_moe.gate'
+    """
+
+    renames: tuple[tuple[str, str], ...] = ()
+    projections: tuple[str, ...] = ("gate_proj", "up_proj", "down_proj")
+
+    def module(self, name: str) -> str:
+        """The checkpoint's name of the module (or parameter) that transformers calls `name`."""
+        for pattern, replacement in self.renames:
+            name = re.sub(pattern, replacement, name)
+        return name
+
+
+@dataclass(frozen=True)
 class ModelTensors:
     """A whole model. Where `tied`, the head lists the embedding's tensor once more, under its own name.
 
@@ -128,3 +151,4 @@ class ModelTensors:
     tied: bool
     notes: tuple[str, ...] = ()
     mtp: Tensors = ()
+    disk_names: DiskNames = DiskNames()
