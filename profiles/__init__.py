@@ -9,7 +9,7 @@ from profiles.errors import (
     ProfileError,
     TargetError,
 )
-from profiles.hardware import Device, Hardware, Link
+from profiles.hardware import Device, Hardware, Link, Pool
 from profiles.load import (
     hardware_presets,
     load_hardware,
@@ -42,6 +42,7 @@ __all__ = [
     "ModelProfile",
     "MoeplanError",
     "Placement",
+    "Pool",
     "Prediction",
     "ProfileError",
     "Run",

@@ -2,30 +2,15 @@
 
 from __future__ import annotations
 
-import re
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, Field, WithJsonSchema, model_validator
+from pydantic import Field, model_validator
 
+from profiles.device_names import BACKENDS, DEVICE_NAME, Backend, DeviceName, default_backend, gpu_type, is_gpu
 from profiles.document import Document, Noun, SchemaOne
 from profiles.errors import HardwareError, MoeplanError
 from profiles.units import ByteCount, BytesPerSecond, FlopPerSecond, Seconds, Share
 
-DEVICE_NAME = re.compile(r"cpu|cuda:(0|[1-9][0-9]{0,3})")
-
-
-def device_name(name: str) -> str:
-    """`name` if it is `cpu` or `cuda:<index>`, else ValueError."""
-    if not DEVICE_NAME.fullmatch(name):
-        raise ValueError("is not a device name; use 'cpu' or 'cuda:0', 'cuda:1', …")
-    return name
-
-
-DeviceName = Annotated[
-    str,
-    AfterValidator(device_name),
-    WithJsonSchema({"type": "string", "pattern": f"^(?:{DEVICE_NAME.pattern})$"}),
-]
 Ratio = Annotated[Share, Field(gt=0, le=1)]
 Margin = Annotated[Share, Field(ge=0, lt=1)]
 Factor = Annotated[Share, Field(ge=0.01, le=100)]
@@ -74,6 +59,10 @@ class Device(Noun):
     root of base times boost) they say what engines make of it. Facts for people and exports, which no formula uses:
     `threads` that may run at a time (logical CPUs within affinity and quota), `numa_nodes`, and the instruction sets
     that matter (`isa`: avx2, amx_bf16, …).
+
+    `pool` names the memory that the device shares with others (`Pool`); `memory_bytes` is then the most that this
+    device may have of it. `backend` is what drives a GPU (torch says `cuda:0` with ROCm, too): exports to llama.cpp
+    name devices by it.
     """
 
     error: ClassVar[type[MoeplanError]] = HardwareError
@@ -81,7 +70,9 @@ class Device(Noun):
     name: DeviceName
     kind: Literal["gpu", "cpu"]
     model: str | None = None
+    backend: Backend | None = None
     memory_bytes: Annotated[ByteCount, Field(gt=0)]
+    pool: str | None = None
     reserved_bytes: ByteCount = 0
     safety_margin: Margin | None = None
     budget_bytes: ByteCount | None = None
@@ -104,7 +95,16 @@ class Device(Noun):
     def _name_says_kind(self) -> Self:
         if (self.name == "cpu") != (self.kind == "cpu"):
             raise ValueError(f"{self.name} cannot be of kind {self.kind}; GPUs are cuda:<index>, the CPU is cpu")
+        may = BACKENDS.get(gpu_type(self.name), ())
+        if self.backend is not None and self.backend not in may:
+            remedy = f"use {' or '.join(may)}" if may else "leave it out"
+            raise ValueError(f"backend {self.backend} drives no {self.name}; {remedy}")
         return self
+
+    @property
+    def driven_by(self) -> Backend | None:
+        """The backend, said or by default; None for the CPU."""
+        return self.backend or (default_backend(self.name) if is_gpu(self.name) else None)
 
     @model_validator(mode="after")
     def _sockets_are_a_cpus(self) -> Self:
@@ -117,6 +117,27 @@ class Device(Noun):
         budget, memory = self.budget_bytes, self.memory_bytes
         if budget is not None and budget > memory:
             raise ValueError(f"budget_bytes {budget} is more than memory_bytes {memory}; lower it")
+        return self
+
+
+class Pool(Noun):
+    """Memory that several devices share, as in machines with unified memory: what they hold counts once against it.
+
+    `reserved_bytes` and `safety_margin` are the pool's own; without a margin it has the largest of its devices'
+    (`cost_models/memory.py`).
+    """
+
+    error: ClassVar[type[MoeplanError]] = HardwareError
+
+    name: Annotated[str, Field(min_length=1, max_length=100)]
+    memory_bytes: Annotated[ByteCount, Field(gt=0)]
+    reserved_bytes: ByteCount = 0
+    safety_margin: Margin | None = None
+
+    @model_validator(mode="after")
+    def _is_no_device(self) -> Self:
+        if DEVICE_NAME.fullmatch(self.name):
+            raise ValueError(f"{self.name} is a device's name; call the pool e.g. unified")
         return self
 
 
@@ -149,6 +170,7 @@ class Hardware(Document):
     source: str | None = None
     notes: tuple[str, ...] = ()
     devices: Annotated[tuple[Device, ...], Field(min_length=1, max_length=1024)]
+    pools: tuple[Pool, ...] = ()
     links: tuple[Link, ...] = ()
     uncertainty: Uncertainty | None = None
 
@@ -176,6 +198,39 @@ class Hardware(Document):
         if lost is not None:
             raise ValueError(f"links: nothing connects {lost} to the cpu; add a link")
         return self
+
+    @model_validator(mode="after")
+    def _has_its_pools(self) -> Self:
+        sizes = {pool.name: pool.memory_bytes for pool in self.pools}
+        names = [pool.name for pool in self.pools]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise ValueError(f"pools: {twice} is given twice; give each pool its own name")
+        for device in self.devices:
+            if device.pool is None:
+                continue
+            if device.pool not in sizes:
+                raise ValueError(
+                    f"devices: {device.name}: pool {device.pool} is not a pool here; "
+                    f"add pools: [{{name: {device.pool}, memory_bytes: {device.memory_bytes}}}]"
+                )
+            if device.memory_bytes > sizes[device.pool]:
+                raise ValueError(
+                    f"devices: {device.name}: memory_bytes {device.memory_bytes} is more than the "
+                    f"{sizes[device.pool]} of pool {device.pool}; lower it"
+                )
+        empty = next((name for name in names if not self.in_pool(name)), None)
+        if empty is not None:
+            raise ValueError(f"pools: no device is in {empty}; add pool: {empty} to those that share it")
+        return self
+
+    def to_dict(self) -> dict[str, Any]:
+        """As every document; `pools` only where there are any."""
+        return {key: value for key, value in super().to_dict().items() if key != "pools" or value}
+
+    def in_pool(self, name: str) -> tuple[Device, ...]:
+        """The devices that share the pool called `name`, in the machine's order."""
+        return tuple(device for device in self.devices if device.pool == name)
 
     @property
     def gpus(self) -> tuple[Device, ...]:

@@ -7,8 +7,9 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from profiles.device_names import DeviceName
 from profiles.document import Document, Noun, SchemaOne, short, text_keys
-from profiles.hardware import DeviceName, Margin
+from profiles.hardware import Margin
 from profiles.layer_map import device_colours, device_order, svg
 from profiles.units import Seconds, Share, gb
 from profiles.workload import Workload

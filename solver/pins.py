@@ -6,9 +6,9 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from profiles.device_names import DEVICE_NAME
 from profiles.document import one_line, short
 from profiles.errors import MoeplanError
-from profiles.hardware import DEVICE_NAME
 
 Pins = Mapping[str, str | Sequence[str]]
 KINDS = ("embedding", "attention", "experts", "head")

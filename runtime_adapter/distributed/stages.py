@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
+from profiles.device_names import DEVICE_NAME
 from profiles.errors import ApplyError
-from profiles.hardware import DEVICE_NAME
 from profiles.placement import LayerPlacement, Placement
 
 Hosts = Sequence[Sequence[str]]

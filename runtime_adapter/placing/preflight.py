@@ -7,8 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
+from profiles.device_names import DEVICE_NAME
 from profiles.errors import ApplyError
-from profiles.hardware import DEVICE_NAME
 from profiles.placement import LayerPlacement, Placement
 from runtime_adapter.anatomy import Anatomy, anatomy_of, expert_count
 from runtime_adapter.placing.free_memory import check_room

@@ -9,9 +9,9 @@ from functools import lru_cache
 from itertools import accumulate
 from typing import Any
 
+from profiles.device_names import DEVICE_NAME
 from profiles.document import one_line, parse_document, short
 from profiles.errors import TargetError
-from profiles.hardware import DEVICE_NAME
 from runtime_adapter.targets.accelerate.modules import ROTARY, family_of, modules
 from runtime_adapter.targets.target import Outline
 
