@@ -12,7 +12,6 @@ import pytest
 
 from profiles.errors import ProfileError
 from profiles.formats.by_shape import tensor_bytes
-from profiles.hf_config.families import FAMILIES
 from profiles.hf_config.reader import read_hf_config
 from profiles.model import ModelProfile
 from profiles.presets import model_config_preset, model_config_presets
@@ -143,13 +142,6 @@ def test_every_preset_has_the_parameters_of_transformers_block_by_block(name: st
 @pytest.mark.parametrize("variant", VARIANTS, ids=lambda v: v["model_type"])
 def test_every_option_that_changes_shapes_is_followed(variant: dict[str, Any]) -> None:
     assert_exact(as_config(variant))
-
-
-def test_the_variants_cover_every_family() -> None:
-    tried = {v["model_type"] for v in VARIANTS} | {
-        (model_config_preset(n) or {})["model_type"] for n in model_config_presets()
-    }
-    assert tried == set(FAMILIES)
 
 
 def cached_after(config: dict[str, Any], tokens: int) -> list[tuple[int, int]]:
@@ -413,7 +405,7 @@ def test_bad_values_are_named_in_one_line(change: dict[str, Any], named: str) ->
     assert len(str(caught.value)) < 500
 
 
-@pytest.mark.parametrize("key", sorted(set(SMALL) - {"head_dim", "num_key_value_heads"}))
+@pytest.mark.parametrize("key", sorted(set(SMALL) - {"head_dim", "num_key_value_heads", "intermediate_size"}))
 def test_a_missing_key_is_named(key: str) -> None:
     with pytest.raises(ProfileError, match=key):
         read_hf_config({k: v for k, v in SMALL.items() if k != key}, "bad")

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from profiles.document import short
 from profiles.errors import ProfileError
+from profiles.hf_config.defaults import aliases_of, defaults_of
 
 
 class Required:
@@ -17,18 +18,23 @@ REQUIRED: Final = Required()
 MAX_SIZE = 2**24
 """No width, vocabulary or count of anything in a model comes near this; larger values are typing errors."""
 MAX_LAYERS = 10_000
+ESSENTIAL = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size", "intermediate_size")
 MAX_EXPERTS = 100_000
 
 
 class Fields:
     """A config.json's values by key. `prefix` names where a nested config sits; it starts the key in messages.
 
-    Keys may be given as alternatives "a|b": all that are present must agree. Every method raises ProfileError with
-    the field, the value and the remedy.
+    Keys may be given as alternatives "a|b", and transformers' own aliases count too: all that are present must agree.
+    A key that the file leaves out has transformers' declared default (`profiles/hf_config/defaults.py`), unless a model
+    would silently become another one by it (`_is_essential`); where there is none, the caller's. `assumed` collects
+    the sizes that were taken so. Every method raises ProfileError with the field, the value and the remedy.
     """
 
-    def __init__(self, config: Mapping[str, Any], prefix: str = "") -> None:
+    def __init__(self, config: Mapping[str, Any], prefix: str = "", family: str = "") -> None:
         self.config, self.prefix = config, prefix
+        self.defaults, self.aliases = defaults_of(family), aliases_of(family)
+        self.assumed: dict[str, int] = {}
 
     def size(self, keys: str, default: int | Required = REQUIRED, most: int = MAX_SIZE) -> int:
         """A whole number from 1 to `most`."""
@@ -50,21 +56,21 @@ class Fields:
             raise ProfileError(f"{self.prefix}{key}: {short(value)} is neither true nor false; write one of them")
         return bool(value)
 
-    def text(self, key: str) -> str:
+    def text(self, key: str, default: str | Required = REQUIRED) -> str:
         """Text that is not empty."""
-        _, value = self._find(key, REQUIRED)
+        _, value = self._find(key, default)
         if not isinstance(value, str) or not value:
             raise ProfileError(f"{self.prefix}{key}: {short(value)} is not text; write it as in the model's own file")
         return value
 
-    def nested(self, key: str) -> Fields:
-        """The fields of a config inside this one."""
+    def nested(self, key: str, family: str = "") -> Fields:
+        """The fields of a config inside this one, of the type `family`."""
         _, value = self._find(key, REQUIRED)
         if not isinstance(value, dict):
             raise ProfileError(
                 f"{self.prefix}{key}: {short(value)} is not a mapping; copy it from the model's own file"
             )
-        return Fields(value, f"{self.prefix}{key}.")
+        return Fields(value, f"{self.prefix}{key}.", family)
 
     def whole_numbers(self, key: str) -> list[int] | None:
         """A list of whole numbers from 0, or None where there is none."""
@@ -94,7 +100,10 @@ class Fields:
 
     def _whole(self, keys: str, default: int | Required, least: int, most: int) -> int:
         key, value = self._find(keys, default)
-        return self._checked(key, value, least, most)
+        found = self._checked(key, value, least, most)
+        if key not in self.config and key in self.defaults:
+            self.assumed[key] = found
+        return found
 
     def _checked(self, key: str, value: object, least: int, most: int) -> int:
         if type(value) is not int:
@@ -105,6 +114,9 @@ class Fields:
 
     def _find(self, keys: str, default: object) -> tuple[str, object]:
         names = keys.split("|")
+        names += [
+            other for pair in self.aliases.items() for other in pair if set(pair) & set(names) and other not in names
+        ]
         given = [name for name in names if name in self.config]
         for other in given[1:]:
             if self.config[other] != self.config[given[0]]:
@@ -112,6 +124,14 @@ class Fields:
                 raise ProfileError(f"{self.prefix}{given[0]}: {both}; they mean the same, keep one")
         if given:
             return given[0], self.config[given[0]]
+        declared = next((name for name in names if self.defaults.get(name) is not None), None)
+        if declared is not None and not _is_essential(declared):
+            return declared, self.defaults[declared]
         if isinstance(default, Required):
             raise ProfileError(f"{self.prefix}{names[0]}: missing; add it, as in the model's own config.json")
         return names[0], default
+
+
+def _is_essential(key: str) -> bool:
+    """Whether a model without this key in its file must be refused: its default is that of another model's size."""
+    return key in ESSENTIAL or "expert" in key or ("moe" in key and key.endswith("_size"))

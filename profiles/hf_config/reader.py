@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.metadata import entry_points
 from typing import Any
 
@@ -12,8 +13,9 @@ from profiles.errors import ProfileError
 from profiles.formats.by_shape import quant_of_config
 from profiles.formats.door import check_quant, stored_as
 from profiles.formats.kv_cache import KvFormat
+from profiles.hf_config.defaults import known_to_transformers, transformers_version
 from profiles.hf_config.families import FAMILIES
-from profiles.hf_config.fields import Fields
+from profiles.hf_config.text_model import nested_text, text_model
 from profiles.model import ModelProfile
 from profiles.tensors import ModelTensors
 
@@ -43,16 +45,26 @@ def read_hf_config(
 
 
 def model_tensors(config: dict[str, Any]) -> ModelTensors:
-    """The tensors of the model that `config` describes.
+    """The tensors of the text model that `config` describes.
 
-    A family that is not built in goes to an installed reader (transformers on torch's meta device).
+    A model of text and more (`text_config` and the like) is read as its text model. A family that is not built in goes
+    to an installed reader (transformers on torch's meta device).
     """
     if not isinstance(config, dict):
         raise ProfileError(f"config.json: {short(config)} is not a mapping; download the file again")
-    family = Fields(config).text("model_type")
-    if family not in FAMILIES or any(config.get(key) is not None for key in UNHANDLED_KEYS):
-        return _other_reader(family)(config)
-    return FAMILIES[family](Fields(config))
+    text = text_model(config)
+    if text.family not in FAMILIES or any(text.fields.config.get(key) is not None for key in UNHANDLED_KEYS):
+        return _other_reader(text.family)(config)
+    family = FAMILIES[text.family]
+    model = family.read(text.fields)
+    notes = ("the text model only: towers for vision or sound are left out",) if text.prefix else ()
+    if text.fields.assumed:
+        sizes = ", ".join(f"{key} {value}" for key, value in text.fields.assumed.items())
+        notes += (f"not in the file, so transformers' default: {sizes}",)
+    names = family.disk_names
+    if text.prefix:
+        names = replace(names, renames=(*names.renames, (r"^model\.", text.prefix)))
+    return replace(model, architecture=text.whole, notes=notes + model.notes, disk_names=names)
 
 
 def source_of(config: dict[str, Any], quant: str) -> str:
@@ -63,26 +75,31 @@ def source_of(config: dict[str, Any], quant: str) -> str:
 
 def with_inner_dtype(config: dict[str, Any]) -> dict[str, Any]:
     """A nested text model may say its type and format for the whole file that says none."""
-    inner = config.get("text_config")
-    if not isinstance(inner, dict):
-        return config
-    said = {key: inner[key] for key in ("dtype", "torch_dtype", "quantization_config") if inner.get(key) is not None}
+    said: dict[str, Any] = {}
+    for inner in nested_text(config):
+        said |= {k: inner[k] for k in ("dtype", "torch_dtype", "quantization_config") if inner.get(k) is not None}
     return {**said, **config}
 
 
 def _other_reader(family: str) -> ConfigReader:
     """The installed reader for other architectures; ProfileError saying what to install when there is none."""
-    for entry in entry_points(group=READERS_GROUP):
-        try:
-            reader: ConfigReader = entry.load()
-        except ImportError:
-            continue
-        return reader
+    if family in known_to_transformers():
+        for entry in entry_points(group=READERS_GROUP):
+            try:
+                reader: ConfigReader = entry.load()
+            except ImportError:
+                continue
+            return reader
     raise not_built_in(family)
 
 
 def not_built_in(family: str) -> ProfileError:
-    """The error for an architecture that needs transformers where transformers is missing."""
+    """The error for an architecture that is not built in, where transformers is missing or does not know it either."""
+    if family not in known_to_transformers():
+        return ProfileError(
+            f"model_type: {short(family)} is not built in, and transformers {transformers_version()} does not know it "
+            "either; write a profile YAML (docs/profiles.md), or give a GGUF of this model"
+        )
     return ProfileError(
         f"model_type: {short(family)} is not built in; install moeplan[torch] so that transformers can read its shapes"
     )

@@ -18,7 +18,7 @@ from profiles.block_bytes import profile_of
 from profiles.document import one_line, read_document, require_mapping, short
 from profiles.errors import ProfileError
 from profiles.formats.kv_cache import KvFormat
-from profiles.hf_config.families import UNCOUNTED_BUFFERS
+from profiles.hf_config.parts.feed_forward import UNCOUNTED_BUFFERS
 from profiles.hf_config.reader import model_tensors, with_inner_dtype
 from profiles.model import ModelProfile
 from profiles.safetensors.blocks import stored_in_checkpoint

@@ -1,0 +1,15 @@
+"""The built-in architectures, a file for each lineage: each a few lines that say how its config.json becomes parts.
+
+Only families whose every parameter is accounted for are here, and the tests compare each with transformers, tensor by
+tensor. Anything else is read by the reader that knows all of transformers, never guessed from a similar family.
+How to add one: docs/families.md.
+"""
+
+from __future__ import annotations
+
+from profiles.hf_config.families import deepseek, llama, mixtral, qwen
+from profiles.hf_config.families.family import Family
+
+LINEAGES = (deepseek, llama, mixtral, qwen)
+FAMILIES: dict[str, Family] = {name: family for lineage in LINEAGES for name, family in lineage.FAMILIES.items()}
+"""Hugging Face's `model_type` -> how to read it."""

@@ -1,0 +1,60 @@
+"""Feed-forward networks: dense ones, and routed experts with their router and shared experts."""
+
+from __future__ import annotations
+
+from profiles.errors import ProfileError
+from profiles.hf_config.fields import MAX_EXPERTS, Fields
+from profiles.hf_config.parts.basic import FeedForward, kept, linear
+from profiles.tensors import RoutedExperts, Tensor, Tensors, under
+
+UNCOUNTED_BUFFERS = "router score-correction biases are buffers, not parameters, and are not counted"
+
+
+def gated_mlp(fields: Fields, width: int, *, bias: bool = False, name: str = "mlp") -> FeedForward:
+    """A dense feed-forward network with a gate."""
+    hidden = fields.size("hidden_size")
+    tensors = linear("gate_proj", width, hidden, bias=bias) + linear("up_proj", width, hidden, bias=bias)
+    return FeedForward(under(f"{name}.", tensors + linear("down_proj", hidden, width, bias=bias)))
+
+
+def mixture(
+    fields: Fields,
+    *,
+    count: str,
+    width: int,
+    shared_width: int = 0,
+    shared_name: str = "shared_experts",
+    router: str = "gate",
+    router_bias: bool = False,
+    shared_gate: bool = False,
+    expert_bias: bool = False,
+    transposed: bool = False,
+    active: str = "num_experts_per_tok",
+    router_weight_bytes: int = 4,
+    shared_bias: bool = False,
+    name: str = "mlp",
+) -> FeedForward:
+    """Routed experts with gate and up projection fused, their router, and shared experts of `shared_width` if any.
+
+    `count` and `active` are the config's keys for the number of experts and of those that a token uses.
+    """
+    hidden = fields.size("hidden_size")
+    experts, used = fields.size(count, most=MAX_EXPERTS), fields.size(active)
+    if used > experts:
+        key = active.split("|")[0]
+        raise ProfileError(f"{fields.prefix}{key}: {used} is more than the {experts} experts there are; mend one")
+    around = kept(f"{router}.weight", experts, hidden)
+    around += kept(f"{router}.bias", experts) if router_bias else ()
+    if shared_width:
+        around += gated_mlp(fields, shared_width, bias=shared_bias, name=shared_name).tensors
+        around += kept("shared_expert_gate.weight", 1, hidden) if shared_gate else ()
+    gate_up = (experts, hidden, 2 * width) if transposed else (experts, 2 * width, hidden)
+    down = (experts, width, hidden) if transposed else (experts, hidden, width)
+    inside: Tensors = (
+        Tensor("gate_up_proj", gate_up, True, transposed, stacked=2),
+        Tensor("down_proj", down, True, transposed),
+    )
+    if expert_bias:
+        inside += kept("gate_up_proj_bias", experts, 2 * width) + kept("down_proj_bias", experts, hidden)
+    routed = RoutedExperts(under(f"{name}.experts.", inside), experts, used, width, router_weight_bytes)
+    return FeedForward(under(f"{name}.", around), routed)

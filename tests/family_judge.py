@@ -1,0 +1,119 @@
+"""What transformers makes of a config, to hold families against: parameters by block, bytes in its cache."""
+
+from __future__ import annotations
+
+import json
+import re
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import transformers
+
+from profiles.tensors import Cache, ModelTensors
+from runtime_adapter.meta.profile import _class_of, offline_and_quiet
+
+TOWERS = re.compile(r"visual|vision|audio|image|multi_modal|connector|talker|code2wav|embed_vision|pixel|resampler")
+Shapes = dict[str, tuple[int, ...]]
+
+
+@dataclass
+class Blocks:
+    """Shapes by name: outside the layers, and of each layer without and with its routed experts."""
+
+    outside: Shapes = field(default_factory=dict)
+    attention: dict[int, Shapes] = field(default_factory=dict)
+    experts: dict[int, Shapes] = field(default_factory=dict)
+
+
+def native(config: Mapping[str, Any]) -> Any:
+    """transformers' own config object, of the type that `config` names."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    values = {key: value for key, value in config.items() if key != "model_type"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return CONFIG_MAPPING[config["model_type"]](**values)
+
+
+def as_file(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config.json that transformers writes of `config`: every key that the class has."""
+    with offline_and_quiet():
+        written: dict[str, Any] = json.loads(native(config).to_json_string(use_diff=False))
+    return {key: value for key, value in written.items() if key != "per_layer_config" or value}
+
+
+def build(config: Mapping[str, Any], device: str, dtype: torch.dtype = torch.bfloat16) -> Any:
+    """The causal model of `config`, of its text model where there is a class for that alone."""
+    with offline_and_quiet():
+        settings = native(config)
+        kind, inner = _class_of(settings)
+        settings = settings.get_text_config(decoder=True) if inner else settings
+        with torch.device(device):
+            return kind._from_config(settings, dtype=dtype).eval()
+
+
+def blocks_of_transformers(config: Mapping[str, Any]) -> Blocks:
+    """Every parameter of the text model on the meta device, by block; a tied head counts as one of its own."""
+    found = Blocks()
+    for name, parameter in build(config, "meta").named_parameters(remove_duplicate=False):
+        if not TOWERS.search(name):
+            plain = name.replace("language_model.", "").replace("text_model.", "")
+            _put(found, plain if plain.startswith(("model.", "lm_head.")) else f"model.{plain}", tuple(parameter.shape))
+    return found
+
+
+def blocks_of_ours(model: ModelTensors) -> Blocks:
+    found = Blocks()
+    for tensor in model.embedding + model.head:
+        found.outside[tensor.name] = tensor.shape
+    for index, layer in enumerate(model.layers):
+        found.attention[index] = {tensor.name: tensor.shape for tensor in layer.attention}
+        assert len(found.attention[index]) == len(layer.attention), f"a name twice in layer {index}"
+        if layer.experts:
+            found.experts[index] = {tensor.name: tensor.shape for tensor in layer.experts.tensors}
+    found.attention = {index: shapes for index, shapes in found.attention.items() if shapes}
+    return found
+
+
+def _put(found: Blocks, name: str, shape: tuple[int, ...]) -> None:
+    match = re.match(r"model\.layers\.(\d+)\.", name)
+    if match is None:
+        found.outside[name] = shape
+    elif re.search(r"(?<![a-z_])experts\b|\bmoe_experts\b", name):
+        found.experts.setdefault(int(match[1]), {})[name] = shape
+    else:
+        found.attention.setdefault(int(match[1]), {})[name] = shape
+
+
+def cached_bytes(config: Mapping[str, Any], tokens: int) -> list[int]:
+    """Bytes that transformers' own cache holds in each of its layers after a real prompt: one sequence, bf16, CPU."""
+    torch.manual_seed(0)
+    model = build(config, "cpu")
+    cache = transformers.DynamicCache(config=model.config)
+    key = "cache_params" if "cache_params" in model.forward.__code__.co_varnames else "past_key_values"
+    with torch.no_grad():
+        model(input_ids=torch.zeros((1, tokens), dtype=torch.long), use_cache=True, **{key: cache})
+    return [_bytes(vars(layer)) for layer in cache.layers]
+
+
+def _bytes(held: Any, seen: set[int] | None = None) -> int:
+    """Bytes of all floating-point tensors in `held`, containers within it included, each once."""
+    seen = set() if seen is None else seen
+    if isinstance(held, torch.Tensor):
+        counts = held.is_floating_point() and id(held) not in seen
+        seen.add(id(held))
+        return held.numel() * held.element_size() if counts else 0
+    if isinstance(held, Mapping):
+        return sum(_bytes(value, seen) for value in held.values())
+    if isinstance(held, (list, tuple)):
+        return sum(_bytes(value, seen) for value in held)
+    return 0
+
+
+def promised_bytes(cache: Cache, tokens: int) -> int:
+    """Bytes that a layer caches by our reading; a window keeps one token less than it sees, the newest joins them."""
+    kept = tokens if cache.window_tokens is None else min(tokens, cache.window_tokens - 1)
+    return 2 * (cache.values_per_token * kept + cache.state_values) + 4 * cache.state_fp32_values
