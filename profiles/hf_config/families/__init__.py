@@ -7,9 +7,13 @@ How to add one: docs/families.md.
 
 from __future__ import annotations
 
-from profiles.hf_config.families import deepseek, llama, mixtral, qwen
+from importlib import import_module
+from pkgutil import iter_modules
+
 from profiles.hf_config.families.family import Family
 
-LINEAGES = (deepseek, llama, mixtral, qwen)
-FAMILIES: dict[str, Family] = {name: family for lineage in LINEAGES for name, family in lineage.FAMILIES.items()}
+LINEAGES = sorted({module.name for module in iter_modules(__path__)} - {"family"})
+FAMILIES: dict[str, Family] = {
+    name: family for lineage in LINEAGES for name, family in import_module(f"{__name__}.{lineage}").FAMILIES.items()
+}
 """Hugging Face's `model_type` -> how to read it."""
