@@ -13,7 +13,7 @@ from rich.console import Console
 
 from moeplan import cli, tables
 from moeplan.checked import Checked, Question, read_file
-from moeplan.cli import INFEASIBLE, AsJson, KvQuant, Mla, Quant
+from moeplan.cli import INFEASIBLE, AsJson, Hub, KvQuant, Mla, Quant
 from profiles import InfeasiblePlacement, MoeplanError
 from profiles.document import read_text, write_text
 from runtime_adapter.export import export
@@ -34,6 +34,7 @@ def check(
     quant: Quant = None,
     kv_quant: KvQuant = None,
     mla: Mla = None,
+    hub: Hub = False,
     target: Annotated[
         str | None, typer.Option(help="the runtime whose buffers count, instead of the file's own: llama.cpp, …")
     ] = None,

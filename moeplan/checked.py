@@ -9,13 +9,13 @@ from typing import Any
 from cost_models.targets import TARGETS as ENGINES
 from profiles import Hardware, ModelProfile, MoeplanError, Placement, Workload, load_profile
 from profiles.document import parse_document
-from profiles.presets import model_config_preset
+from profiles.load import formats_of
 from runtime_adapter.read_rules import as_stored, read_rules
 from solver import Evaluation, evaluate, solve
 
 SAME = 0.001
 """Plans whose objectives differ by no more than this share are called equal."""
-Formats = Mapping[str, str | None]
+Formats = Mapping[str, Any]
 """`quant`, `kv_quant` and `mla`, as `load_profile` takes them."""
 
 
@@ -51,8 +51,7 @@ def _profile_of(plan: Placement, model: str | None, formats: Formats) -> ModelPr
         return load_profile(model, **formats)
     if plan.model is None:
         return None
-    own = {"quant": plan.quant, "kv_quant": plan.kv_quant, "mla": plan.mla}
-    return load_profile(plan.model, **(own if model_config_preset(plan.model) is not None else {}))
+    return load_profile(plan.model, **formats_of(plan))
 
 
 @dataclass(frozen=True)

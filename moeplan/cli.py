@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -25,6 +26,7 @@ from profiles import (
     load_profile,
 )
 from profiles.document import Document, one_line, short
+from profiles.hub.allow import NeedsHub, allowed
 from runtime_adapter import read_activations
 from solver import solve as solve_plan
 from solver.rules import FINEST
@@ -41,6 +43,29 @@ app = typer.Typer(
 Model = Annotated[
     str,
     typer.Argument(help="a preset, a .gguf, safetensors or their folder, a Hugging Face config.json, a profile YAML"),
+]
+
+
+def _allow_hub(context: typer.Context, hub: bool) -> bool:
+    """Until the command ends, models may be looked up on the hub; a sign of life while something is fetched."""
+    if hub:
+        status = Console(stderr=True).status("")
+
+        def told(what: str) -> None:
+            status.update(f"{what} …")
+            status.start() if what else status.stop()
+
+        context.with_resource(allowed(told))
+    return hub
+
+
+Hub = Annotated[
+    bool,
+    typer.Option(
+        "--hub",
+        callback=_allow_hub,
+        help="MODEL may be owner/name[@revision][:Q4_K_M or file] of Hugging Face: config and headers are fetched",
+    ),
 ]
 Machine = Annotated[str, typer.Argument(help="a preset, a YAML or a phrase such as 8xL40-46GB,ram=512GB")]
 Quant = Annotated[
@@ -90,6 +115,7 @@ def solve(
     quant: Quant = None,
     kv_quant: KvQuant = None,
     mla: Mla = None,
+    hub: Hub = False,
     activations: Activations = None,
     prompt_tokens: PromptTokens = 512,
     generated_tokens: GeneratedTokens = 128,
@@ -162,6 +188,7 @@ def profile(
     quant: Quant = None,
     kv_quant: KvQuant = None,
     mla: Mla = None,
+    hub: Hub = False,
     activations: Activations = None,
     as_json: AsJson = False,
     output: Output = None,
@@ -262,6 +289,9 @@ def main() -> None:
     except InfeasiblePlacement as problem:
         print(f"moeplan: {problem}", file=sys.stderr)
         sys.exit(INFEASIBLE if problem.proven else OUT_OF_TIME)
+    except NeedsHub as problem:
+        print(f"moeplan: {problem}: {shlex.join(['moeplan', *sys.argv[1:], '--hub'])}", file=sys.stderr)
+        sys.exit(BAD_INPUT)
     except MoeplanError as problem:
         print(f"moeplan: {problem}", file=sys.stderr)
         sys.exit(BAD_INPUT)

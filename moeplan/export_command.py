@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from moeplan import cli
-from moeplan.cli import Output
+from moeplan.cli import Hub, Output
 from profiles import MoeplanError, Placement, load_placement
 from profiles.document import write_text
 from runtime_adapter.export import export, expressible
@@ -28,6 +28,7 @@ def export_plan(
     all_in: Annotated[
         Path | None, typer.Option("--all", help="write every format that can say the plan into this folder")
     ] = None,
+    hub: Hub = False,
     output: Output = None,
 ) -> None:
     """Write PLAN as the runtime's own text, checked by simulating how the runtime will read it."""

@@ -11,9 +11,10 @@ from rich.console import Console
 from rich.table import Table
 
 from moeplan import cli
-from moeplan.cli import AsJson, BatchSize, GeneratedTokens, Model, Output, PrefillChunk, PromptTokens
+from moeplan.cli import AsJson, BatchSize, GeneratedTokens, Hub, Model, Output, PrefillChunk, PromptTokens
 from profiles import Hardware, MoeplanError, Placement, load_hardware, load_placement
 from profiles.document import read_document
+from profiles.load_model import with_hub_config
 from profiles.presets import model_config_preset
 from profiles.units import gb
 from runtime_adapter import DryRun, dry_run
@@ -30,10 +31,11 @@ def try_dry(
     new_tokens: Annotated[int, typer.Option(help="tokens to decode after the prompt")] = 1,
     batch_size: BatchSize = 1,
     prefill_chunk: PrefillChunk = 512,
+    hub: Hub = False,
     as_json: AsJson = False,
 ) -> None:
     """Run MODEL's own forward under PLAN on devices that hold no bytes, and count what would be where."""
-    placement, config = load_placement(plan), _config(model)
+    placement, config = load_placement(plan), _config(with_hub_config(model))
     with Console(stderr=True).status(f"a dry run of {model} …"):
         found = dry_run(
             placement, config, prompt_tokens, new_tokens, batch_size=batch_size, prefill_chunk=prefill_chunk
@@ -107,13 +109,14 @@ def rehearse_plan(
     rounds: Annotated[int, typer.Option(help="times that all is measured in turn, on machines of changing speed")] = 1,
     time_limit: Annotated[float, typer.Option(help="seconds for solving")] = 10.0,
     seed: Annotated[int, typer.Option(help="of random weights, tokens and the search")] = 0,
+    hub: Hub = False,
     output: Output = None,
 ) -> None:
     """Measure MODEL here, solve, apply, measure again: predicted beside measured. A config.json gets random weights."""
     from runtime_adapter.measuring.live_model import live_model
     from runtime_adapter.rehearse import rehearse
 
-    machine, live = load_hardware(hardware), live_model(model, LARGEST_RANDOM_SHARE, seed)
+    machine, live = load_hardware(hardware), live_model(with_hub_config(model), LARGEST_RANDOM_SHARE, seed)
     request = cli.workload(prompt_tokens, generated_tokens, batch_size, None, prefill_chunk)
     with Console(stderr=True).status("measuring …") as status:
         found = rehearse(

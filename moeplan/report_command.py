@@ -9,7 +9,7 @@ import typer
 
 from moeplan import cli
 from moeplan.checked import read_file
-from moeplan.cli import KvQuant, Mla, Quant
+from moeplan.cli import Hub, KvQuant, Mla, Quant
 from moeplan.report import write_report
 from profiles.document import read_text
 from runtime_adapter.read_rules import guess_format
@@ -24,6 +24,7 @@ def report(
     quant: Quant = None,
     kv_quant: KvQuant = None,
     mla: Mla = None,
+    hub: Hub = False,
 ) -> None:
     """Write PLAN as one HTML page that needs no network: layer map, memory, times, and other tools' rules beside it."""
     text, formats = read_text(plan), {"quant": quant, "kv_quant": kv_quant, "mla": mla}

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from moeplan import cli
-from moeplan.cli import AsJson, GeneratedTokens, Machine, Model, Output, PrefillChunk
+from moeplan.cli import AsJson, GeneratedTokens, Hub, Machine, Model, Output, PrefillChunk
 from moeplan.grid import AXES, value_text
 from profiles import MoeplanError, Workload, load_hardware
 from profiles.document import one_line, short, write_text
@@ -49,6 +49,7 @@ def ask(
     safety_margin: Annotated[Values, _axis("shares of the GPUs' memory never planned for: 0.05,0.10")] = None,
     granularity: Annotated[Values, _axis("layer,module,expert")] = None,
     target: Annotated[Values, _axis("runtimes: torch,llama.cpp,ktransformers")] = None,
+    hub: Hub = False,
     generated_tokens: GeneratedTokens = 128,
     prefill_chunk: PrefillChunk = 512,
     objective: Annotated[str, typer.Option(help="request, decode, prefill or throughput")] = "request",

@@ -12,9 +12,11 @@ from typing import Any, TypeVar
 from profiles.document import Document, one_line, parse_document, read_document
 from profiles.errors import HardwareError
 from profiles.hardware import Hardware
+from profiles.hub.name import HubName
 from profiles.load_model import load_profile, profile_presets
 from profiles.locate import existing_file, looks_like_path, name_or_path, refuse_folder, texts_in
 from profiles.placement import Placement
+from profiles.presets import model_config_preset_name
 from profiles.read_phrase import looks_like_phrase, read_phrase
 from profiles.read_yaml import hardware_from_document
 from profiles.workload import Workload
@@ -89,6 +91,21 @@ def load_placement(x: Placement | dict[str, Any] | str | Path) -> Placement:
     The document is checked in itself; whether it fits a model and a machine is for an evaluator to say.
     """
     return _load_document(x, Placement, "placement")
+
+
+def formats_of(plan: Placement) -> dict[str, Any]:
+    """What `load_profile(plan.model)` takes beside the name to give the plan's own bytes.
+
+    The formats where bytes are made from shapes; of files on the hub only how the cache is kept. A profile document
+    has its bytes and takes none.
+    """
+    model = plan.model or ""
+    name = None if model_config_preset_name(model) is not None else HubName.parse(model)
+    if name is not None and not name.reads_shapes:
+        return {"kv_quant": plan.kv_quant, "mla": plan.mla}
+    if name is None and model_config_preset_name(model) is None:
+        return {}
+    return {"quant": plan.quant, "kv_quant": plan.kv_quant, "mla": plan.mla}
 
 
 @cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -13,6 +14,8 @@ from profiles.errors import MoeplanError, ProfileError
 from profiles.formats.kv_cache import KvFormat, kv_format
 from profiles.gguf.reader import SHARD, read_gguf
 from profiles.hf_config.reader import read_hf_config
+from profiles.hub.allow import HubUnreachable, NeedsHub, allowed, is_allowed
+from profiles.hub.name import HubName
 from profiles.locate import DOCUMENT_SUFFIXES, WEIGHT_SUFFIXES, existing_path, name_or_path, texts_in
 from profiles.model import ModelProfile
 from profiles.presets import model_config_preset, model_config_preset_name, model_config_presets
@@ -45,12 +48,14 @@ def load_profile(
     *,
     kv_quant: str | None = None,
     mla: str | None = None,
+    hub: bool = False,
 ) -> ModelProfile:
     """A model's profile from a profile, a parsed document, a file or a preset name.
 
     Files: a `.gguf` (the first of its shards will do), a `.safetensors` or a folder of such beside their config.json,
     a Hugging Face `config.json`, or a profile document (YAML or JSON). Names: `profile_presets()`, or the Hugging Face
-    repository of one, in any case.
+    repository of one, in any case. With `hub` also `owner/name[@revision][:FORMAT or file]` of the Hugging Face Hub, of
+    which config files and headers are fetched and kept, never weights (docs/hub.md).
 
     `quant` ("bf16", "fp8", "q4_k_m", "gpu=marlin,cpu=q8_0", …: docs/quantisation.md) is the weight format where shapes
     are read; files of weights and profile documents have fixed bytes and take none. `kv_quant` ("fp16", "q8_0", …) is
@@ -61,7 +66,8 @@ def load_profile(
     """
     if quant is not None and not isinstance(quant, str):
         raise ProfileError(f"quant: {short(quant)} is not a name; write e.g. bf16, or leave it out")
-    return _load_profile(x, _Choice(quant, kv_format(kv_quant, mla)), Path(), 0)
+    with allowed() if hub else nullcontext():
+        return _load_profile(x, _Choice(quant, kv_format(kv_quant, mla)), Path(), 0)
 
 
 @cache
@@ -82,6 +88,9 @@ def _load_profile(x: object, choice: _Choice, folder: Path, depth: int) -> Model
     path = existing_path(str(folder / name))
     if path is not None and not (path.is_dir() and _is_preset(name)):
         return _from_folder(path, choice) if path.is_dir() else _from_file(path, choice, depth)
+    fetched = _from_hub(name, choice) if is_allowed() else None
+    if fetched is not None:
+        return fetched
     preset = _from_preset(name.strip(), choice, depth)
     if preset is not None:
         return preset
@@ -176,11 +185,60 @@ def _from_preset(name: str, choice: _Choice, depth: int) -> ModelProfile | None:
     return _from_config(config, short_name, choice, short_name)
 
 
+def _from_hub(name: str, choice: _Choice) -> ModelProfile | None:
+    """The model of the hub called `name`; None where that is no name of the hub, or of a preset and nothing answers."""
+    hub_name = _hub_name(name)
+    if hub_name is None:
+        return None
+    from profiles.hub.fetch import fetch  # it needs a library that not all have
+
+    if choice.quant is not None and hub_name.pick is None:
+        hub_name = hub_name.of_config()
+    try:
+        found = fetch(hub_name)
+    except HubUnreachable as problem:
+        preset = _from_preset(hub_name.repository, choice, 0) if hub_name.revision is None else None
+        if preset is None or (hub_name.pick is not None and not hub_name.reads_shapes):
+            raise
+        note = f"shapes are those of the preset, as the hub cannot be asked ({problem})"
+        return preset.replace(notes=(*preset.notes, one_line(note)))
+    try:
+        read = _from_folder(found.path, choice) if found.path.is_dir() else _from_file(found.path, choice, 0)
+    except ProfileError as problem:
+        said = str(problem).replace(f"{found.folder}/", f"{hub_name}: ").replace(str(found.folder), str(hub_name))
+        raise ProfileError(one_line(said)) from None
+    source = f"{read.source}; {hub_name.repository}, commit {found.commit[:7]}"
+    return read.replace(model=str(hub_name), source=source, notes=(*read.notes, *found.notes))
+
+
+def with_hub_config(name: str) -> str:
+    """`name`, or the path of its config.json where it is a model of the hub, no preset and no path: fetched then.
+
+    For what needs a config instead of a profile. Raises ProfileError, one line.
+    """
+    hub_name = _hub_name(name)
+    if hub_name is None or existing_path(name) is not None or _is_preset(name):
+        return name
+    if not is_allowed():
+        raise _unknown_model(name)
+    from profiles.hub.fetch import fetch
+
+    return str(fetch(hub_name.of_config()).path)
+
+
+def _hub_name(name: str) -> HubName | None:
+    """What `name` means on the hub, where that can be and it is not the path of a file that is not there."""
+    is_file = ":" not in name and name.lower().endswith((*DOCUMENT_SUFFIXES, *WEIGHT_SUFFIXES))
+    return None if is_file else HubName.parse(name)
+
+
 def _unknown_model(name: str) -> ProfileError:
     if Path(name).suffix.lower() in (*DOCUMENT_SUFFIXES, *WEIGHT_SUFFIXES):
         return ProfileError(one_line(f"{name}: no such file; check the path"))
     known = profile_presets()
     near = nearest(name.split("/")[-1], known)
     hint = f", did you mean {' or '.join(near)}?" if near else ""
-    problem = f"unknown model {short(name)} (no such file, preset or repository of a preset){hint}"
+    problem = f"unknown model {short(name, 120)} (no such file, preset or repository of a preset){hint}"
+    if _hub_name(name) is not None:
+        return NeedsHub(one_line(f"{problem}; add --hub (hub=True) to have its config and headers fetched"))
     return ProfileError(one_line(f"{problem}; presets: {', '.join(known)}"))

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from profiles.errors import TargetError
+from profiles.hub.allow import is_allowed
+from profiles.hub.name import HubName
 from profiles.load import load_profile, profile_presets
 from profiles.model import ModelProfile
 from profiles.placement import Placement
@@ -57,7 +59,7 @@ def outline_of(plan: Placement, model: Model | None = None) -> Outline:
         outline = Outline.of_profile(load_profile(model))
         outline.check_plan(plan)
         return outline
-    if plan.model in profile_presets():
+    if plan.model is not None and (plan.model in profile_presets() or (is_allowed() and HubName.parse(plan.model))):
         outline = Outline.of_profile(load_profile(plan.model))
         if plan.architecture in (None, outline.architecture) and _fits(outline, plan):
             return outline

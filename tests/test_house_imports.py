@@ -22,11 +22,12 @@ DOORS = {
     "transformers": ("runtime_adapter",),
     "accelerate": ("runtime_adapter",),
     "yaml": ("profiles",),
+    "huggingface_hub": ("profiles", "runtime_adapter"),
 }
 """Outside libraries that only these rooms may import."""
 OUTDOORS = {"tests", "benchmarks", "docs", *(file.stem for file in (ROOT / "tests").glob("*.py"))}
 """Not installed with the packages."""
-HEAVY = ("torch", "transformers", "accelerate", "matplotlib", "plotly")
+HEAVY = ("torch", "transformers", "accelerate", "matplotlib", "plotly", "huggingface_hub")
 """Not imported until something needs them."""
 FOREIGN_MODULES = ("pickle", "cPickle", "dill", "cloudpickle", "marshal", "shelve", "joblib")
 UNSAFE_YAML = {

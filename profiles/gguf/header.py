@@ -48,11 +48,31 @@ class GgufHeader:
     entries: tuple[GgufEntry, ...]
 
 
+class CutShort(ValueError):
+    """The header goes on beyond the end of what there is of the file."""
+
+
 def read_header(path: Path) -> GgufHeader:
     """The header of the GGUF file at `path`.
 
     Raises ProfileError with one line: not a file, not GGUF, cut short, corrupt, a tensor twice or beyond the end.
     """
+    return _read(path)[0]
+
+
+def header_end(path: Path) -> int | None:
+    """Where the header ends in the GGUF file of which `path` is the beginning; None where it goes on after that.
+
+    Raises ProfileError as `read_header`, but for tensors beyond the end.
+    """
+    try:
+        return _read(path, whole=False)[1]
+    except CutShort:
+        return None
+
+
+def _read(path: Path, whole: bool = True) -> tuple[GgufHeader, int]:
+    """The header and its end; where the file need not be `whole`, CutShort says that there is too little of it."""
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
@@ -61,9 +81,11 @@ def read_header(path: Path) -> GgufHeader:
             magic = file.read(4)
         if magic != b"GGUF":
             raise ProfileError(one_line(f"{path}: starts with {short(magic)}, not with GGUF; give a GGUF file"))
-        reader = _Reader(path)
-        return GgufHeader(path, reader.plain_fields(), tuple(reader.entries))
+        reader = _Reader(path, whole)
+        return GgufHeader(path, reader.plain_fields(), tuple(reader.entries)), int(reader.data_offset)
     except (ValueError, KeyError, IndexError, OverflowError, TypeError, struct.error) as problem:
+        if isinstance(problem, CutShort) and not whole:
+            raise
         reason = short(str(problem.args[0]) if problem.args else type(problem).__name__, 160).strip("'\"")
         raise ProfileError(one_line(f"{path}: not a whole GGUF file: {reason}; download it again")) from None
     except OSError as problem:
@@ -73,8 +95,9 @@ def read_header(path: Path) -> GgufHeader:
 class _Reader(GGUFReader):
     """The package's reader, bounded. It fails with ValueError, KeyError or IndexError where the file is not right."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, whole: bool) -> None:
         self.entries: list[GgufEntry] = []
+        self._whole = whole
         self._left = MAX_ELEMENTS
         super().__init__(path)
 
@@ -89,7 +112,7 @@ class _Reader(GGUFReader):
     def _get(self, offset: int, dtype: Any, count: int = 1, override_order: Any = None) -> Any:
         kind, offset, count = np.dtype(dtype), int(offset), int(count)
         if offset + kind.itemsize * count > len(self.data):
-            raise ValueError(f"cut short, it has {len(self.data)} bytes and the header goes on")
+            raise CutShort(f"cut short, it has {len(self.data)} bytes and the header goes on")
         # Not a slice of the mapped file: numpy takes ten times as long to make one.
         array = np.frombuffer(self.data.data, kind, count, offset)
         return array.view(kind.newbyteorder(override_order or self.byte_order))
@@ -123,7 +146,7 @@ class _Reader(GGUFReader):
                 break
             offset += 8 + length.unpack_from(data, offset)[0]
         if offset > end:
-            raise ValueError(f"cut short, it has {end} bytes and a list of texts goes on")
+            raise CutShort(f"cut short, it has {end} bytes and a list of texts goes on")
         return offset
 
     def _build_fields(self, offs: int, count: int) -> int:
@@ -162,6 +185,6 @@ class _Reader(GGUFReader):
                 raise ValueError(f"tensor {name} of shape {list(tensor.shape)} cannot be {kind.name}")
             n_bytes = tensor_bytes(tensor, kind)
             end = start_offs + offset + n_bytes
-            if end > len(self.data):
+            if end > len(self.data) and self._whole:
                 raise ValueError(f"cut short, tensor {name} ends at byte {end} of {len(self.data)}")
             self.entries.append(GgufEntry(tensor, kind, n_bytes))
