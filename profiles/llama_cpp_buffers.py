@@ -78,7 +78,10 @@ def latent_heads(layer: LayerTensors) -> int:
     """Heads of latent attention: full keys and values have a rotary part a head that kv_b's outputs lack.
 
     The rotary key comes from the same projection as the latent. A sparse attention's index may be cached beside them.
+    Latent attention without a rotary part has to say how many heads it has.
     """
+    if layer.cache.latent_heads:
+        return layer.cache.latent_heads
     outputs = {t.name.rsplit(".", 2)[-2]: t.out_features for t in layer.attention if len(t.shape) > 1}
     rank = next(t.in_features for t in layer.attention if t.name.endswith(".kv_b_proj.weight"))
     rotary = outputs.get("kv_a_proj_with_mqa", layer.cache.values_per_token) - rank

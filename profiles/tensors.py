@@ -72,7 +72,9 @@ class Cache:
     `window_tokens` bounds the cached tokens (sliding or chunked attention); the state does not grow with them.
     `flops_per_token_pair` and `expanded_values_per_token` (what is computed anew from the cache at every step and
     thrown away, as multi-head latent attention does) describe its use. `full_values_per_token` is what a runtime that
-    caches latent attention's expanded keys and values keeps instead; 0 for other attention.
+    caches latent attention's expanded keys and values keeps instead; 0 for other attention. `latent_heads` is how many
+    heads latent attention has, where that is known (it cannot be seen in shapes without a rotary part). A cache that is
+    compressed along the sequence holds one entry of `values_per_token` for every `tokens_per_entry` tokens.
     """
 
     values_per_token: int = 0
@@ -82,6 +84,8 @@ class Cache:
     flops_per_token_pair: int = 0
     expanded_values_per_token: int = 0
     full_values_per_token: int = 0
+    latent_heads: int = 0
+    tokens_per_entry: int = 1
 
     @property
     def is_latent(self) -> bool:

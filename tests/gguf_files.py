@@ -60,6 +60,8 @@ def _add(writer: GGUFWriter, key: str, value: Any) -> None:
         writer.add_int32(key, int(value))
     elif isinstance(value, int):
         writer.add_uint32(key, value)
+    elif isinstance(value, float):
+        writer.add_float32(key, value)
     elif isinstance(value, str):
         writer.add_string(key, value)
     else:

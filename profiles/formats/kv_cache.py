@@ -59,6 +59,7 @@ def keeps_latent(cache: Cache, how: KvFormat) -> bool:
 def kv_bytes_per_token(cache: Cache, how: KvFormat, value_bytes: int) -> int:
     """Bytes that one cached token takes in a layer; `value_bytes` is the size of an activation.
 
+    Where an entry serves several tokens, each is counted with its share of it, rounded up.
     Raises ProfileError where the cached values do not fill blocks of the type, as runtimes refuse such a cache too.
 
     >>> kv_bytes_per_token(Cache(values_per_token=1024), KvFormat("q8_0"), 2)
@@ -72,4 +73,4 @@ def kv_bytes_per_token(cache: Cache, how: KvFormat, value_bytes: int) -> int:
         raise ProfileError(
             f"kv_quant: {how.type!r} stores blocks of {block} values, and a layer caches {values} a token; use fp16"
         )
-    return values // block * size
+    return -(-values // block * size // cache.tokens_per_entry)

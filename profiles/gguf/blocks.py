@@ -37,10 +37,13 @@ def layer_counts(fields: Metadata, entries: Iterable[GgufEntry]) -> tuple[int, i
     """(decoder layers, multi-token-prediction layers after them).
 
     `block_count` counts both; which are which is in the metadata, or else seen by the `nextn` tensors of a layer.
+    DeepSeek-V4's metadata may promise a block that was left out: then all blocks are decoder layers, as in llama.cpp.
     """
     blocks = fields.size(".block_count", most=MAX_LAYERS)
     seen = {entry.tensor.layer for entry in entries if ".nextn." in entry.tensor.name}
     extra = fields.number(".nextn_predict_layers") or sum(layer is not None and layer < blocks for layer in seen)
+    if fields.architecture == "deepseek4" and not seen:
+        extra = 0
     if extra >= blocks:
         raise ProfileError(f"{fields.architecture}.nextn_predict_layers: {extra} of {blocks} layers; {REMEDY}")
     return blocks - extra, extra

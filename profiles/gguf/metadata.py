@@ -56,6 +56,20 @@ class Metadata:
             raise ProfileError(f"{full}: {short(value)}; {layers} whole numbers are needed, one a layer; {REMEDY}")
         return values[:layers]
 
+    def flags_or_number(self, key: str, layers: int) -> list[bool] | int | None:
+        """A flag a layer where the file has a list, else a whole number; None where the file has neither."""
+        if isinstance(self._find(key)[1], list):
+            return [bool(flag) for flag in self.by_layer(key, layers) or ()]
+        return self.number(key)
+
+    def numbers(self, key: str, most: int = MAX_SIZE) -> list[int]:
+        """A list of whole numbers from 0 to `most`, of whatever length; empty where the file has none."""
+        full, value = self._find(key)
+        values = value if isinstance(value, list) else [] if value is None else [value]
+        if any(type(v) is not int or not 0 <= v <= most for v in values):
+            raise ProfileError(f"{full}: {short(value)} is not a list of whole numbers from 0 to {most}; {REMEDY}")
+        return values
+
     def _find(self, key: str) -> tuple[str, Any]:
         full = self.architecture + key if key.startswith(".") else key
         return full, self._fields.get(full)

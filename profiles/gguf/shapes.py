@@ -1,30 +1,29 @@
-"""A GGUF file's metadata and tensor infos -> ModelTensors: the shapes and caches that others find in config.json.
-
-Which layers slide is not in most files but in llama.cpp's source, by architecture (`SLIDES_EVERY`).
-"""
+"""A GGUF file's metadata and tensor infos -> ModelTensors: the shapes and caches that others find in config.json."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from math import prod
+from collections.abc import Sequence
+from dataclasses import replace
 
 from profiles.errors import ProfileError
 from profiles.gguf.blocks import home_of, layer_counts
+from profiles.gguf.caches import Shapes, cache_of, kv_b, together
 from profiles.gguf.header import GgufEntry
 from profiles.gguf.metadata import REMEDY, Metadata
 from profiles.gguf.tensors import GgufTensor
+from profiles.gguf.windows import windows_of
 from profiles.hf_config.fields import MAX_EXPERTS
-from profiles.tensors import Cache, LayerTensors, ModelTensors, RoutedExperts, Tensor, Tensors
+from profiles.tensors import LayerTensors, ModelTensors, RoutedExperts, Tensor, Tensors
 
-SLIDES_EVERY = {
-    "gpt-oss": 2, "gemma2": 2, "gemma3n": 5, "gemma3": 6, "cohere2": 4, "olmo2": 4, "exaone4": 4, "llama4": 4,
-    "afmoe": 4,
-}  # fmt: skip
-"""Of so many layers the last attends to everything and the others slide (llama.cpp: set_swa_pattern)."""
-CHUNK_OF_LLAMA4 = 8192
 ARCHITECTURES = {
-    "qwen3moe": "qwen3_moe", "qwen2moe": "qwen2_moe", "glm4moe": "glm4_moe", "qwen3next": "qwen3_next",
-    "llama4": "llama4_text", "minimax-m2": "minimax_m2",
+    "bailingmoe": "bailing_moe", "bailingmoe2": "bailing_moe_v2", "bailingmoe3": "bailing_moe_v3",
+    "cohere2moe": "cohere2_moe", "deepseek32": "deepseek_v32", "deepseek4": "deepseek_v4", "gemma4": "gemma4_text",
+    "dots3note": "dots3_note_text", "glm-dsa": "glm_moe_dsa", "glm4moe": "glm4_moe", "granite_swa": "granitemoe_swa",
+    "granitehybrid": "granitemoehybrid", "hunyuan-moe": "hunyuan_v1_moe", "lfm2moe": "lfm2_moe",
+    "llama4": "llama4_text",
+    "mimo2": "mimo_v2_flash", "minimax-01": "minimax", "minimax-m2": "minimax_m2", "minimax-m3": "minimax_m3",
+    "nemotron_h_moe": "nemotron_h", "qwen2moe": "qwen2_moe", "qwen35moe": "qwen3_5_moe_text", "qwen3moe": "qwen3_moe",
+    "qwen3next": "qwen3_next", "qwen3vlmoe": "qwen3_vl_moe_text", "qwen4exp": "qwen4_exp_text", "step35": "step3p5",
 }  # fmt: skip
 """GGUF's name of an architecture -> Hugging Face's, where replacing dashes does not give it."""
 HF_NAMES = {
@@ -43,22 +42,25 @@ HF_NAMES = {
 }  # fmt: skip
 ROUTES_IN_16_BITS = ("gpt-oss", "olmoe", "qwen2moe", "qwen3moe", "qwen3next")
 """Architectures whose routing weights meet the experts' outputs in the activations' type; in others they are fp32."""
+CACHES_DRAFTS = ("bailingmoe3", "deepseek4", "nemotron_h_moe")
+"""Architectures of which llama.cpp (build 11434) keeps the cache of blocks for multi-token prediction, used or not."""
 KEPT = ("_norm", "ffn_gate_inp", "ssm_conv1d")
-Shapes = Mapping[str, tuple[int, ...]]
-"""The tensors of a layer: name after `blk.N.` -> shape in ggml's order."""
 
 
 def model_of(fields: Metadata, entries: Sequence[GgufEntry]) -> tuple[ModelTensors, tuple[str, ...]]:
     """The model of the file, and notes on what was assumed. Raises ProfileError where the file does not say enough."""
     layers, extra = layer_counts(fields, entries)
     by_layer: list[list[GgufTensor]] = [[] for _ in range(layers)]
+    drafts: dict[int, list[GgufTensor]] = {}
     top: dict[str, GgufTensor] = {}
     for entry in entries:
         tensor = entry.tensor
         home = home_of(tensor.name, tensor.layer, layers, extra)
         if home.part in ("attention", "experts"):
             by_layer[home.layer].append(tensor)
-        elif home.part != "mtp":
+        elif home.part == "mtp":
+            drafts.setdefault(home.layer, []).append(tensor)
+        else:
             top[tensor.name] = tensor
     empty = next((i for i, found in enumerate(by_layer) if not found), None)
     if empty is not None:
@@ -66,7 +68,15 @@ def model_of(fields: Metadata, entries: Sequence[GgufEntry]) -> tuple[ModelTenso
     if "token_embd.weight" not in top or len(top["token_embd.weight"].shape) != 2:
         raise ProfileError("token_embd.weight: missing, so this is no language model; give the file of its decoder")
     hidden, vocab = top["token_embd.weight"].shape
-    windows, notes = _windows(fields, layers)
+    windows, notes = windows_of(fields, layers)
+    built = [_layer(i, found, windows[i], fields) for i, found in enumerate(by_layer)]
+    if drafts and fields.architecture in CACHES_DRAFTS:
+        for index, found in sorted(drafts.items()):
+            draft = _layer(index, found, None, fields).cache
+            built[-1] = replace(built[-1], cache=together(built[-1].cache, draft))
+        notes += (
+            "the multi-token-prediction block's cache counts with the last layer: llama.cpp keeps it in any case",
+        )
     is_tied = "output.weight" not in top
     head = [t for name, t in top.items() if name.startswith("output")]
     tensors = ModelTensors(
@@ -74,7 +84,7 @@ def model_of(fields: Metadata, entries: Sequence[GgufEntry]) -> tuple[ModelTenso
         hidden_size=hidden,
         vocab_size=vocab,
         embedding=(Tensor("model.embed_tokens.weight", (vocab, hidden)),),
-        layers=tuple(_layer(i, found, windows[i], fields) for i, found in enumerate(by_layer)),
+        layers=tuple(built),
         head=tuple(_tensor(t.name, t) for t in head)
         + ((Tensor("lm_head.weight", (vocab, hidden)),) if is_tied else ()),
         tied=is_tied,
@@ -93,25 +103,6 @@ def _architecture(fields: Metadata, by_layer: list[list[GgufTensor]]) -> str:
     return ARCHITECTURES.get(name, name.replace("-", "_"))
 
 
-def _windows(fields: Metadata, layers: int) -> tuple[list[int | None], tuple[str, ...]]:
-    """The window of every layer, None where it attends to everything."""
-    name, window = fields.architecture, fields.number(".attention.sliding_window", 10**9)
-    if name == "llama4":
-        window = fields.number(".attention.chunk_size") or CHUNK_OF_LLAMA4
-    if not window:
-        return [None] * layers, ()
-    pattern = fields.by_layer(".attention.sliding_window_pattern", layers)
-    if pattern is None and name in SLIDES_EVERY:
-        pattern = [SLIDES_EVERY[name]] * layers
-    if pattern is None:
-        return [None] * layers, (
-            f"a window of {window} tokens is in the file but not which layers slide: counted whole",
-        )
-    if set(pattern) <= {0, 1}:
-        return [window if slides else None for slides in pattern], ()
-    return [window if (i + 1) % every else None for i, every in enumerate(pattern)], ()
-
-
 def _layer(index: int, found: list[GgufTensor], window: int | None, fields: Metadata) -> LayerTensors:
     parts: dict[str, list[GgufTensor]] = {"attention": [], "experts": []}
     for tensor in found:
@@ -122,8 +113,8 @@ def _layer(index: int, found: list[GgufTensor], window: int | None, fields: Meta
     tensors: Tensors = tuple(_tensor(_hf_name(t, prefix), t) for t in around if not _is_half_of_kv_b(t))
     if "attn_k_b.weight" in shapes and "attn_kv_b.weight" not in shapes:
         tensors += (_whole_kv_b(prefix, shapes),)
-    cache = _cache(index, shapes, window, fields)
-    return LayerTensors(tensors, cache, _routed(prefix, routed, fields) if routed else None)
+    cache = cache_of(index, shapes, window, fields)
+    return LayerTensors(tensors, cache, _routed(index, routed, fields) if routed else None)
 
 
 def _is_half_of_kv_b(tensor: GgufTensor) -> bool:
@@ -132,27 +123,8 @@ def _is_half_of_kv_b(tensor: GgufTensor) -> bool:
 
 
 def _whole_kv_b(prefix: str, shapes: Shapes) -> Tensor:
-    rank, out = _kv_b(shapes)
+    rank, out = kv_b(shapes)
     return Tensor(f"{prefix}self_attn.kv_b_proj.weight", (out, rank), quantisable=True)
-
-
-def _kv_b(shapes: Shapes) -> tuple[int, int]:
-    """(rank, outputs) of latent attention's kv_b, whole or in two parts: nope + v values a head."""
-    if "attn_kv_b.weight" in shapes:
-        return _matrix(shapes, "attn_kv_b.weight")
-    keys, values = shapes.get("attn_k_b.weight", ()), shapes.get("attn_v_b.weight", ())
-    if not keys or not values:
-        raise ProfileError(f"attn_kv_b.weight: missing, whole and in its two parts; {REMEDY}")
-    rank = values[0]
-    return rank, (prod(keys) + prod(values)) // rank
-
-
-def _matrix(shapes: Shapes, name: str) -> tuple[int, int]:
-    """(inputs, outputs) of a projection that a layer must have."""
-    shape = shapes.get(name, ())
-    if len(shape) != 2:
-        raise ProfileError(f"{name}: {'missing' if not shape else f'of shape {list(shape)}'} in a layer; {REMEDY}")
-    return shape[0], shape[1]
 
 
 def _hf_name(tensor: GgufTensor, prefix: str) -> str:
@@ -165,67 +137,12 @@ def _tensor(name: str, tensor: GgufTensor) -> Tensor:
     return Tensor(name, tuple(reversed(tensor.shape)), quantisable=matrix)
 
 
-def _cache(index: int, shapes: Shapes, window: int | None, fields: Metadata) -> Cache:
-    """What the layer caches, from the shapes of its own projections: they hold whatever the metadata leaves out."""
-    stems = {name.split(".")[0] for name in shapes}
-    if any(stem.startswith("ssm_") for stem in stems):
-        return Cache(state_fp32_values=_recurrent_state(fields))
-    if any(stem.startswith("shortconv") for stem in stems):
-        return Cache(state_fp32_values=(fields.size(".shortconv.l_cache") - 1) * fields.size(".embedding_length"))
-    if any(stem.startswith("time_mix") for stem in stems):
-        problem = f"general.architecture: {fields.architecture}: its recurrence is not known"
-        raise ProfileError(f"{problem}; write a profile YAML")
-    if "attn_kv_a_mqa" in stems:
-        return _latent_cache(shapes)
-    if "attn_k" in stems:
-        keys = _matrix(shapes, "attn_k.weight")[1]
-        values = _matrix(shapes, "attn_v.weight")[1] if "attn_v" in stems else keys
-        attended = _matrix(shapes, "attn_output.weight")[0]
-        return Cache(values_per_token=keys + values, window_tokens=window, flops_per_token_pair=4 * attended)
-    if "attn_qkv" in stems:
-        return _fused_cache(index, shapes, window, fields)
-    return Cache()  # a layer that mixes no tokens
-
-
-def _latent_cache(shapes: Shapes) -> Cache:
-    """Latent attention: the latent and the rotary key of a token, or keys and values of every head."""
-    latent = _matrix(shapes, "attn_kv_a_mqa.weight")[1]
-    queries = _matrix(shapes, "attn_q_b.weight" if "attn_q_b.weight" in shapes else "attn_q.weight")[1]
-    attended, expanded = _matrix(shapes, "attn_output.weight")[0], _kv_b(shapes)[1]
-    if expanded >= queries + attended:  # keys lack the rotary part that queries have
-        raise ProfileError(f"attn_kv_b: {expanded} values a token do not fit queries of {queries}; {REMEDY}")
-    return Cache(
-        values_per_token=latent,
-        flops_per_token_pair=2 * (queries + attended),
-        expanded_values_per_token=queries + expanded,
-        full_values_per_token=queries + attended,
-    )
-
-
-def _fused_cache(index: int, shapes: Shapes, window: int | None, fields: Metadata) -> Cache:
-    """Queries, keys and values from one projection: how it divides is in the metadata alone."""
-    attended = _matrix(shapes, "attn_output.weight")[0]
-    whole = fields.by_layer(".attention.head_count", index + 1) or [0]
-    grouped = fields.by_layer(".attention.head_count_kv", index + 1) or whole
-    heads, kv_heads = whole[index], grouped[index]
-    if not heads or kv_heads > heads:
-        raise ProfileError(f"{fields.architecture}.attention.head_count: layer {index} has {heads}; {REMEDY}")
-    return Cache(
-        values_per_token=2 * attended * kv_heads // heads, window_tokens=window, flops_per_token_pair=4 * attended
-    )
-
-
-def _recurrent_state(fields: Metadata) -> int:
-    """Values of a convolution's and a recurrence's state, both in fp32 in llama.cpp."""
-    inner, state = fields.size(".ssm.inner_size"), fields.size(".ssm.state_size")
-    groups = fields.number(".ssm.group_count") or 0
-    return (fields.size(".ssm.conv_kernel") - 1) * (inner + 2 * groups * state) + state * inner
-
-
-def _routed(prefix: str, found: list[GgufTensor], fields: Metadata) -> RoutedExperts:
+def _routed(index: int, found: list[GgufTensor], fields: Metadata) -> RoutedExperts:
     """Gate and up as one tensor, as Hugging Face has them."""
-    count, active = fields.size(".expert_count", MAX_EXPERTS), fields.size(".expert_used_count", MAX_EXPERTS)
-    if active > count:
+    prefix = f"model.layers.{index}."
+    count = fields.size(".expert_count", MAX_EXPERTS)
+    active = (fields.by_layer(".expert_used_count", index + 1, MAX_EXPERTS) or [0] * (index + 1))[index]
+    if not 0 < active <= count:
         raise ProfileError(f"{fields.architecture}.expert_used_count: {active} of {count} experts; {REMEDY}")
     matrices = [t for t in found if t.name.endswith(".weight")]
     down = next((t for t in matrices if ".ffn_down" in t.name and len(t.shape) > 1), None)
