@@ -205,6 +205,24 @@ class ModelProfile(Document):
         return sum(block.weight_bytes.gpu for block in self.blocks) - self.tied_bytes
 
     @property
+    def params(self) -> int | None:
+        """Parameters of all blocks, a tied head's once; None where some block's are not known."""
+        return self._params(lambda experts: experts.params or 0)
+
+    @property
+    def active_params(self) -> int | None:
+        """Parameters that one token uses: as `params`, with a layer's active experts only."""
+        return self._params(lambda experts: (experts.params or 0) * experts.active // experts.count)
+
+    def _params(self, of_experts: Callable[[Experts], int]) -> int | None:
+        if any(block.params is None for block in self.blocks):
+            return None
+        around = [self.embedding, *(layer.attention for layer in self.layers)]
+        total = sum(block.params or 0 for block in around) + (self.head.params or 0)
+        total += sum(of_experts(layer.experts) for layer in self.layers if layer.experts)
+        return total - (self.embedding.params or 0 if self.tied_bytes else 0)
+
+    @property
     def file_bytes(self) -> int:
         """Bytes of all tensors in the model's file: `weight_bytes`, and those of layers that are not loaded."""
         return self.weight_bytes + (self.mtp.weight_bytes.gpu if self.mtp else 0)
