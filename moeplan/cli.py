@@ -42,7 +42,9 @@ app = typer.Typer(
 
 Model = Annotated[
     str,
-    typer.Argument(help="a preset, a .gguf, safetensors or their folder, a Hugging Face config.json, a profile YAML"),
+    typer.Argument(
+        help="a preset, a .gguf, safetensors or their folder, a config.json, a profile YAML; with --hub owner/name"
+    ),
 ]
 
 

@@ -24,8 +24,8 @@ from profiles.safetensors.header import LENGTH_BYTES, MAX_HEADER_BYTES, read_hea
 
 FIRST_BYTES = 128 * 2**10
 """Read of every safetensors file at first: most headers end within, the others take a second request."""
-GGUF_BYTES = tuple(4**n * 2**20 for n in range(4))
-"""Of a GGUF file, whose header does not say how long it is: 1 MiB, then more; tokenizers take up to some 20 MiB."""
+GGUF_BYTES = tuple(mebibytes * 2**20 for mebibytes in (1, 4, 8, 16, 32, 64))
+"""Of a GGUF file, whose header does not say how long it is: ever more. Tokenizers of 150,000 tokens take some 6 MB."""
 MAX_SMALL_BYTES = 16 * 2**20
 MAX_INDEX_BYTES = 100_000_000
 AT_A_TIME = 8

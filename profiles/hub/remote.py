@@ -1,4 +1,4 @@
-"""Bytes of the hub, through the session, headers and token of `huggingface_hub`; read so far as needed, and no further.
+"""Bytes of the hub, through the session and with the token of `huggingface_hub`; read so far as needed, and no further.
 
 The library itself parses headers of safetensors (`parse_safetensors_file_metadata`), but reads whatever body a server
 sends to its end, which for one that ignores ranges is the weights, and knows no GGUF.
@@ -22,7 +22,6 @@ from profiles.hub.name import HubName
 try:
     import httpx2
     from huggingface_hub import cached_assets_path, constants, get_session, get_token, hf_hub_url
-    from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # public, but not in its __all__
 except ImportError:
     raise ProfileError('the hub needs huggingface_hub 2 or newer; run: pip install "moeplan[hub]"') from None
 
@@ -64,6 +63,13 @@ def cache_folder() -> Path:
         raise ProfileError(one_line(said)) from None
 
 
+def _headers() -> dict[str, str]:
+    """As the library's `build_hf_headers`, which for its own statistics may ask the hub something first (2.4)."""
+    token = None if constants.HF_HUB_DISABLE_IMPLICIT_TOKEN else get_token()
+    said = {"User-Agent": f"moeplan/{version('moeplan')}; hf_hub/{version('huggingface_hub')}"}
+    return said | {"Accept-Encoding": "identity"} | ({"Authorization": f"Bearer {token}"} if token else {})
+
+
 class Remote:
     """A repository at the endpoint. All methods raise ProfileError, one line, HubUnreachable where nothing answers."""
 
@@ -93,8 +99,7 @@ class Remote:
         raise AssertionError("the last try returns or raises")
 
     def _once(self, url: str, what: str, begin: int, end: int, ranged: bool) -> Part:
-        headers = build_hf_headers(library_name="moeplan", library_version=version("moeplan"))
-        headers |= {"Accept-Encoding": "identity"} | ({"Range": f"bytes={begin}-{end - 1}"} if ranged else {})
+        headers = _headers() | ({"Range": f"bytes={begin}-{end - 1}"} if ranged else {})
         timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
         # The session leaves the token out where it is sent on to another host.
         with get_session().stream("GET", url, headers=headers, timeout=timeout, follow_redirects=True) as answer:
@@ -162,12 +167,12 @@ class Remote:
 
     def _unreachable(self, what: str, problem: Exception) -> HubUnreachable:
         """A token that cannot be sent would stand in what the session says of it."""
-        reason = str(problem) or type(problem).__name__
-        token = get_token()
+        reason, token = str(problem) or type(problem).__name__, get_token()
         if isinstance(problem, (ValueError, httpx2.LocalProtocolError)) or (token and token in reason):
-            reason = f"{type(problem).__name__} in the request; check HF_ENDPOINT and HF_TOKEN"
-        remedy = "check the network and HF_ENDPOINT, or give a folder with its config.json"
-        if isinstance(problem, (_Broken, httpx2.RemoteProtocolError, httpx2.ReadTimeout, httpx2.ReadError)):
+            reason, remedy = f"{type(problem).__name__} in the request", "check HF_ENDPOINT and HF_TOKEN"
+        elif isinstance(problem, (_Broken, httpx2.RemoteProtocolError, httpx2.ReadTimeout, httpx2.ReadError)):
             remedy = _AGAIN
+        else:
+            remedy = "check the network and HF_ENDPOINT, or give a folder with its config.json"
         said = f"{what} cannot be had from {self.host}: {reason[:120]}; {remedy}"
         return HubUnreachable(one_line(f"{self.name}: {said}"))
