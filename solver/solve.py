@@ -11,8 +11,8 @@ from cost_models.engine_notes import engine_notes
 from cost_models.uncertainty import plan_interval
 from profiles import Workload, load_hardware, load_placement, load_profile, load_workload
 from profiles.errors import InfeasiblePlacement, MoeplanError
+from profiles.load import formats_of
 from profiles.placement import Granularity, Interval, Objective, Placement
-from profiles.presets import model_config_preset
 from solver.baselines import hand_plans
 from solver.cp_sat.run import Limits
 from solver.evaluate import Evaluation, judge
@@ -146,19 +146,12 @@ def costs_of(
         raise MoeplanError(f"evaluate: the plan names no {'model' if model is None else 'hardware'}; pass it")
     margin = next(m for m in (safety_margin, plan.safety_margin, 0.10) if m is not None)
     return CostModel(
-        load_profile(model, **_format_to_read(plan)) if profile is None else load_profile(profile),
+        load_profile(model, **formats_of(plan)) if profile is None else load_profile(profile),
         load_hardware(machine),
         load_workload(plan.workload if workload is None else workload),
         safety_margin=_share("safety_margin", margin),
         target=target or plan.target or "torch",
     )
-
-
-def _format_to_read(plan: Placement) -> dict[str, Any]:
-    """The plan's formats where its model is read from shapes; a profile document has its bytes and takes none."""
-    if plan.model is None or model_config_preset(plan.model) is None:
-        return {}
-    return {"quant": plan.quant, "kv_quant": plan.kv_quant, "mla": plan.mla}
 
 
 def search_for(
