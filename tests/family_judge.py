@@ -7,6 +7,7 @@ import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import reduce
 from typing import Any
 
 import torch
@@ -16,6 +17,14 @@ from profiles.tensors import Cache, ModelTensors
 from runtime_adapter.meta.profile import _class_of, offline_and_quiet
 
 TOWERS = re.compile(r"visual|vision|audio|image|multi_modal|connector|talker|code2wav|embed_vision|pixel|resampler")
+PLAIN = (
+    (r"\b(?:language_model|text_model)\.", ""), (r"^model\.decoder\.", "model."),
+    (r"^transformer\.blocks\.", "model.layers."), (r"^transformer\.wte\.", "model.embed_tokens."),
+    (r"^transformer\.norm_f\.", "model.norm."),
+)  # fmt: skip
+"""Names of what surrounds the layers -> those of most models; layers are called by their own names."""
+SAME_WEIGHTS = re.compile(r"^model\.encoder\.")
+"""A second stack with the very same parameters (DiffusionGemma's encoder)."""
 Shapes = dict[str, tuple[int, ...]]
 
 
@@ -59,8 +68,8 @@ def blocks_of_transformers(config: Mapping[str, Any]) -> Blocks:
     """Every parameter of the text model on the meta device, by block; a tied head counts as one of its own."""
     found = Blocks()
     for name, parameter in build(config, "meta").named_parameters(remove_duplicate=False):
-        if not TOWERS.search(name):
-            plain = name.replace("language_model.", "").replace("text_model.", "")
+        if not TOWERS.search(name) and not SAME_WEIGHTS.search(name):
+            plain = reduce(lambda text, pair: re.sub(*pair, text), PLAIN, name)
             _put(found, plain if plain.startswith(("model.", "lm_head.")) else f"model.{plain}", tuple(parameter.shape))
     return found
 

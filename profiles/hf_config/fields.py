@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import copy
 from typing import Any, Final
 
 from profiles.document import short
@@ -35,6 +36,12 @@ class Fields:
         self.config, self.prefix = config, prefix
         self.defaults, self.aliases = defaults_of(family), aliases_of(family)
         self.assumed: dict[str, int] = {}
+
+    def but(self, **values: object) -> Fields:
+        """These fields with other `values`: of a layer whose sizes differ."""
+        fields = copy(self)
+        fields.config = {**self.config, **values}
+        return fields
 
     def size(self, keys: str, default: int | Required = REQUIRED, most: int = MAX_SIZE) -> int:
         """A whole number from 1 to `most`."""

@@ -53,9 +53,9 @@ def model_tensors(config: dict[str, Any]) -> ModelTensors:
     if not isinstance(config, dict):
         raise ProfileError(f"config.json: {short(config)} is not a mapping; download the file again")
     text = text_model(config)
-    if text.family not in FAMILIES or any(text.fields.config.get(key) is not None for key in UNHANDLED_KEYS):
+    family = FAMILIES.get(text.family)
+    if family is None or any(text.fields.config.get(k) is not None and k not in family.handles for k in UNHANDLED_KEYS):
         return _other_reader(text.family)(config)
-    family = FAMILIES[text.family]
     model = family.read(text.fields)
     notes = ("the text model only: towers for vision or sound are left out",) if text.prefix else ()
     if text.fields.assumed:

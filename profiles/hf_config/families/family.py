@@ -13,13 +13,15 @@ from profiles.tensors import DiskNames, ModelTensors
 class Family:
     """`read` takes the fields of the text model. `defaults` names the type whose declared defaults hold in its place,
     for a type that transformers does not know; `architectures` are the classes that stand for it in a config.json
-    without a `model_type`, or with one of another model.
+    without a `model_type`, or with one of another model. `handles` are keys that change shapes of single layers and
+    that it follows, where others must refuse them.
     """
 
     read: Callable[[Fields], ModelTensors]
     disk_names: DiskNames = DiskNames()
     defaults: str = ""
     architectures: tuple[str, ...] = ()
+    handles: tuple[str, ...] = ()
 
 
 MIXTRAL_NAMES = DiskNames(((r"\.mlp\b", ".block_sparse_moe"),), ("w1", "w3", "w2"))

@@ -14,6 +14,10 @@ class Mixer:
     tensors: Tensors = ()
     cache: Cache = Cache()
 
+    def beside(self, *tensors: Tensor) -> Mixer:
+        """The same with more tensors."""
+        return replace(self, tensors=self.tensors + tensors)
+
 
 @dataclass(frozen=True)
 class FeedForward:

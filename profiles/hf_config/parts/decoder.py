@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cache
 from typing import TypeVar
 
@@ -79,6 +81,19 @@ def decoder(
         tied=fields.flag("tie_word_embeddings", tied),
         notes=notes,
     )
+
+
+def in_fp32(model: ModelTensors, *modules: str) -> ModelTensors:
+    """`model` with the parameters of these modules in fp32 whatever type is asked, as transformers loads them where
+    its class names them in `_keep_in_fp32_modules_strict`.
+    """
+    named = re.compile(rf"(?:^|\.)(?:{'|'.join(map(re.escape, modules))})(?:\.|$)")
+
+    def kept_so(tensors: Tensors) -> Tensors:
+        return tuple(replace(t, fp32=True, quantisable=False) if named.search(t.name) else t for t in tensors)
+
+    layers = tuple(replace(layer, attention=kept_so(layer.attention)) for layer in model.layers)
+    return replace(model, embedding=kept_so(model.embedding), layers=layers, head=kept_so(model.head))
 
 
 def layer_kinds(fields: Fields, key: str, known: tuple[str, ...], otherwise: Callable[[int], str]) -> list[str]:

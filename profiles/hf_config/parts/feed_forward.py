@@ -26,6 +26,7 @@ def mixture(
     shared_name: str = "shared_experts",
     router: str = "gate",
     router_bias: bool = False,
+    router_fp32: bool = False,
     shared_gate: bool = False,
     expert_bias: bool = False,
     transposed: bool = False,
@@ -43,7 +44,7 @@ def mixture(
     if used > experts:
         key = active.split("|")[0]
         raise ProfileError(f"{fields.prefix}{key}: {used} is more than the {experts} experts there are; mend one")
-    around = kept(f"{router}.weight", experts, hidden)
+    around = kept(f"{router}.weight", experts, hidden, fp32=router_fp32)
     around += kept(f"{router}.bias", experts) if router_bias else ()
     if shared_width:
         around += gated_mlp(fields, shared_width, bias=shared_bias, name=shared_name).tensors

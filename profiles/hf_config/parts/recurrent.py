@@ -7,8 +7,9 @@ from profiles.hf_config.parts.basic import Mixer, kept, linear, norm
 from profiles.tensors import Cache, under
 
 
-def gated_delta_net(fields: Fields) -> Mixer:
-    """Linear attention (Qwen3-Next): no cache per token, but a convolution's and a recurrence's state.
+def gated_delta_net(fields: Fields, *, fused: bool = True) -> Mixer:
+    """Linear attention (Qwen3-Next; Qwen3.5 and on, not `fused`, have a projection for each input): no cache per token,
+    but a convolution's and a recurrence's state.
 
     The convolution keeps `linear_conv_kernel_dim` columns of activations; the recurrence keeps a matrix of
     key by value size a value head, which transformers computes and caches in fp32.
@@ -19,7 +20,11 @@ def gated_delta_net(fields: Fields) -> Mixer:
     keys, values, kernel = key_heads * key_size, value_heads * value_size, fields.size("linear_conv_kernel_dim")
     tensors = kept("dt_bias", value_heads) + kept("A_log", value_heads)
     tensors += kept("conv1d.weight", 2 * keys + values, 1, kernel)
-    tensors += linear("in_proj_qkvz", 2 * keys + 2 * values, hidden) + linear("in_proj_ba", 2 * value_heads, hidden)
+    if fused:
+        tensors += linear("in_proj_qkvz", 2 * keys + 2 * values, hidden) + linear("in_proj_ba", 2 * value_heads, hidden)
+    else:
+        tensors += linear("in_proj_qkv", 2 * keys + values, hidden) + linear("in_proj_z", values, hidden)
+        tensors += linear("in_proj_b", value_heads, hidden) + linear("in_proj_a", value_heads, hidden)
     tensors += norm("norm", value_size) + linear("out_proj", hidden, values)
     cache = Cache(state_values=(2 * keys + values) * kernel, state_fp32_values=value_heads * key_size * value_size)
     return Mixer(under("linear_attn.", tensors), cache)
