@@ -54,8 +54,11 @@ def _allow_hub(context: typer.Context, hub: bool) -> bool:
         status = Console(stderr=True).status("")
 
         def told(what: str) -> None:
+            if not what:
+                status.stop()
+                return
             status.update(f"{what} …")
-            status.start() if what else status.stop()
+            status.start()
 
         context.with_resource(allowed(told))
     return hub

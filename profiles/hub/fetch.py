@@ -127,13 +127,18 @@ class _Task:
             )
         done, lock, hears = 0, Lock(), told()
 
+        def say() -> None:
+            hears(f"fetching headers of {self.name}: {done} of {len(missing)} files")
+
         def run(path: str) -> None:
             nonlocal done
             one(self.listing.files[path], folder / path)
             with lock:
                 done += 1
-                hears(f"fetching headers of {self.name}: {done} of {len(missing)} files")
+                say()
 
+        if missing:
+            say()
         with ThreadPoolExecutor(AT_A_TIME) as pool:
             jobs = [pool.submit(run, path) for path in missing]
             try:
