@@ -51,7 +51,9 @@ def text_model(config: Mapping[str, Any]) -> TextModel:
         whole, found = found, found[inner]
         path += f"{inner}."
         prefix = DISK_PREFIXES.get(outer, USUAL_PREFIX)
-        candidates = (_family_of(found), f"{family}_text", family)
+        candidates = (_family_of(found), f"{family}_text", family, f"{outer}_text")
+        if any(isinstance(found.get(key), dict) for key in NESTED):
+            candidates = candidates[:1]  # a wrapper itself: its text model is further in
         family = next((name for name in candidates if name in FAMILIES), candidates[0] or family)
         tied = whole.get("tie_word_embeddings")
         if isinstance(tied, bool) and "tie_word_embeddings" not in found:

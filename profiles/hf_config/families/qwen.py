@@ -1,26 +1,23 @@
-"""Qwen: dense Qwen2 and Qwen3, their MoE models, Qwen3-Next with linear attention."""
+"""Qwen: dense Qwen2 and Qwen3, their MoE models, their models of text and images or sound."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
 
-from profiles.hf_config.families.family import Family
+from profiles.hf_config.families.family import FUSED, Family
 from profiles.hf_config.fields import MAX_LAYERS, Fields
 from profiles.hf_config.parts.attention import grouped_query_attention
 from profiles.hf_config.parts.basic import FeedForward
 from profiles.hf_config.parts.decoder import (
-    by_layer,
     by_window,
     decoder,
     every_layer,
-    layer_kinds,
     no_windows,
     typed_windows,
     uniform_windows,
 )
 from profiles.hf_config.parts.feed_forward import gated_mlp, mixture
-from profiles.hf_config.parts.recurrent import gated_delta_net
 from profiles.tensors import ModelTensors
 
 
@@ -79,15 +76,21 @@ def _qwen3_moe(fields: Fields) -> ModelTensors:
     return decoder(fields, by_window(windows, attention), sparse_steps(fields, shared=False))
 
 
-def _qwen3_next(fields: Fields) -> ModelTensors:
-    bias, interval = fields.flag("attention_bias", False), fields.size("full_attention_interval", 4)
-    full, linear = known = ("full_attention", "linear_attention")
-    kinds = layer_kinds(fields, "layer_types", known, lambda i: linear if (i + 1) % interval else full)
-    attention = partial(
-        grouped_query_attention, fields, bias=bias, out_bias=bias, head_dim=256, qk_norm="head", gated=True
-    )
-    mixer = by_layer(kinds, {full: attention, linear: partial(gated_delta_net, fields)})
-    return decoder(fields, mixer, sparse_steps(fields, shared=True))
+def _untied(fields: Fields) -> Fields:
+    """The fields of a text model whose wrapper decides whether the head is tied, and by default does not tie it."""
+    return fields.but(tie_word_embeddings=fields.config.get("tie_word_embeddings") or False)
+
+
+def _qwen3_vl(fields: Fields) -> ModelTensors:
+    bias, mlp = fields.flag("attention_bias", False), gated_mlp(fields, fields.size("intermediate_size"))
+    attention = grouped_query_attention(fields, bias=bias, out_bias=bias, head_dim=128, qk_norm="head")
+    return decoder(_untied(fields), every_layer(attention), every_layer(mlp))
+
+
+def _qwen3_vl_moe(fields: Fields) -> ModelTensors:
+    bias = fields.flag("attention_bias", False)
+    attention = grouped_query_attention(fields, bias=bias, out_bias=bias, qk_norm="head")
+    return decoder(_untied(fields), every_layer(attention), sparse_steps(fields, shared=False))
 
 
 FAMILIES = {
@@ -95,5 +98,7 @@ FAMILIES = {
     "qwen2_moe": Family(_qwen2_moe),
     "qwen3": Family(_qwen3),
     "qwen3_moe": Family(_qwen3_moe),
-    "qwen3_next": Family(_qwen3_next),
+    "qwen3_omni_moe_text": Family(_qwen3_vl_moe),
+    "qwen3_vl_moe_text": Family(_qwen3_vl_moe, FUSED),
+    "qwen3_vl_text": Family(_qwen3_vl),
 }
