@@ -23,8 +23,8 @@ from ktransformers_files import (
 from profiles import load_profile
 from profiles.errors import TargetError
 from profiles.placement import Placement
+from profiles.safe_regex import compile_safely
 from runtime_adapter.targets.ktransformers.rules import parse_rules
-from runtime_adapter.targets.ktransformers.safe_regex import compile_safely
 from runtime_adapter.targets.ktransformers.writer import read
 from runtime_adapter.targets.target import Outline
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from profiles.document import one_line, parse_document, short
 from profiles.errors import TargetError
+from profiles.safe_regex import compile_safely
 from runtime_adapter.targets.ktransformers.modules import Module
-from runtime_adapter.targets.ktransformers.safe_regex import compile_safely
 
 MAX_CHARACTERS = 80_000
 """Longer files are refused: the longest of KTransformers' own has a quarter of this."""
