@@ -43,6 +43,12 @@ class Fields:
         fields.config = {**self.config, **values}
         return fields
 
+    def require(self, *keys: str) -> None:
+        """Raise one error that names all of `keys` that the file leaves out: of a type whose defaults nobody declares."""
+        missing = [f"{self.prefix}{key}" for key in keys if key not in self.config]
+        if missing:
+            raise ProfileError(f"{', '.join(missing)}: missing; add what the model's own config.json says")
+
     def size(self, keys: str, default: int | Required = REQUIRED, most: int = MAX_SIZE) -> int:
         """A whole number from 1 to `most`."""
         return self._whole(keys, default, 1, most)

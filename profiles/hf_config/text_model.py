@@ -44,6 +44,9 @@ def text_model(config: Mapping[str, Any]) -> TextModel:
     family, found = outer, config
     while family not in FAMILIES:
         inner = next((key for key in NESTED if isinstance(found.get(key), dict)), None)
+        if inner is None and f"{family}_text" in FAMILIES and "hidden_size" in found:
+            family = f"{family}_text"  # a flat file of a type that is nested elsewhere
+            break
         if inner is None and f"{family}_text" in FAMILIES:
             raise ProfileError("text_config: missing; add it, as in the model's own config.json")
         if inner is None:

@@ -71,7 +71,7 @@ def latent_attention(fields: Fields, *, bias: bool = False, rope_key: str = "qk_
     query_rank, rank = fields.maybe_size("q_lora_rank", 0), fields.size("kv_lora_rank")
     if query_rank == 0:
         raise ProfileError(f"{fields.prefix}q_lora_rank: missing; add it (null where queries have no low rank)")
-    nope, rope, v = fields.size("qk_nope_head_dim"), fields.size(rope_key), fields.size("v_head_dim")
+    nope, rope, v = fields.size("qk_nope_head_dim"), fields.count(rope_key), fields.size("v_head_dim")
     if query_rank is None:
         tensors = linear("q_proj", heads * (nope + rope), hidden)
     else:
@@ -84,5 +84,6 @@ def latent_attention(fields: Fields, *, bias: bool = False, rope_key: str = "qk_
         flops_per_token_pair=2 * heads * (nope + rope + v),
         expanded_values_per_token=heads * (2 * nope + rope + v),
         full_values_per_token=heads * (nope + rope + v),
+        latent_heads=heads,
     )
     return Mixer(under("self_attn.", tensors), cache)

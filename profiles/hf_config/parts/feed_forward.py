@@ -34,28 +34,35 @@ def mixture(
     router_weight_bytes: int = 4,
     shared_bias: bool = False,
     name: str = "mlp",
+    zero_experts: int = 0,
+    expert_hidden: int | None = None,
 ) -> FeedForward:
     """Routed experts with gate and up projection fused, their router, and shared experts of `shared_width` if any.
 
     `count` and `active` are the config's keys for the number of experts and of those that a token uses.
+    `zero_experts` more can be chosen that compute nothing: `active` of the routed experts is then what a token uses on
+    average. `expert_hidden` is the width that experts work in where it is not the model's (their projections to and
+    from it are the caller's).
     """
     hidden = fields.size("hidden_size")
     experts, used = fields.size(count, most=MAX_EXPERTS), fields.size(active)
     if used > experts:
         key = active.split("|")[0]
         raise ProfileError(f"{fields.prefix}{key}: {used} is more than the {experts} experts there are; mend one")
-    around = kept(f"{router}.weight", experts, hidden, fp32=router_fp32)
-    around += kept(f"{router}.bias", experts) if router_bias else ()
+    around = kept(f"{router}.weight", experts + zero_experts, hidden, fp32=router_fp32)
+    around += kept(f"{router}.bias", experts + zero_experts) if router_bias else ()
     if shared_width:
         around += gated_mlp(fields, shared_width, bias=shared_bias, name=shared_name).tensors
         around += kept("shared_expert_gate.weight", 1, hidden) if shared_gate else ()
-    gate_up = (experts, hidden, 2 * width) if transposed else (experts, 2 * width, hidden)
-    down = (experts, width, hidden) if transposed else (experts, hidden, width)
+    outside = expert_hidden or hidden
+    gate_up = (experts, outside, 2 * width) if transposed else (experts, 2 * width, outside)
+    down = (experts, width, outside) if transposed else (experts, outside, width)
     inside: Tensors = (
         Tensor("gate_up_proj", gate_up, True, transposed, stacked=2),
         Tensor("down_proj", down, True, transposed),
     )
     if expert_bias:
-        inside += kept("gate_up_proj_bias", experts, 2 * width) + kept("down_proj_bias", experts, hidden)
+        inside += kept("gate_up_proj_bias", experts, 2 * width) + kept("down_proj_bias", experts, outside)
+    used = max(1, round(used * experts / (experts + zero_experts)))
     routed = RoutedExperts(under(f"{name}.experts.", inside), experts, used, width, router_weight_bytes)
     return FeedForward(under(f"{name}.", around), routed)
