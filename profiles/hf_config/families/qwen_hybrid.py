@@ -15,8 +15,11 @@ from profiles.hf_config.parts.attention import grouped_query_attention
 from profiles.hf_config.parts.basic import FeedForward, Mixer, convolution, kept, linear, norm
 from profiles.hf_config.parts.decoder import NORMS, by_layer, decoder, every_layer, layer_count, layer_kinds
 from profiles.hf_config.parts.feed_forward import gated_mlp, mixture
+from profiles.hf_config.parts.hyper_connections import NOTE as STREAMS_NOTE
+from profiles.hf_config.parts.indexers import NOTE as INDEXER_NOTE
+from profiles.hf_config.parts.indexers import indexed
 from profiles.hf_config.parts.recurrent import gated_delta_net
-from profiles.tensors import ModelTensors, Tensor, Tensors, under
+from profiles.tensors import Cache, ModelTensors, Tensor, Tensors, under
 
 FULL, LINEAR = "full_attention", "linear_attention"
 MAX_ROWS = 10**9
@@ -89,10 +92,11 @@ def _indexed_attention(fields: Fields) -> Mixer:
     """Gated attention to the tokens that an indexer picks: it caches one key of its own a token."""
     full, hidden, size = _gated_attention(fields), fields.size("hidden_size"), fields.size("indexer_head_dim")
     heads, kv_heads = fields.size("indexer_n_heads"), fields.size("indexer_kv_heads")
-    indexer = linear("index_qk_proj", (heads + kv_heads) * size, hidden)
-    indexer += norm("q_layernorm", size) + norm("k_layernorm", size)
-    cache = replace(full.cache, values_per_token=full.cache.values_per_token + kv_heads * size)
-    return replace(full.beside(*under("self_attn.indexer.", indexer)), cache=cache)
+    tensors = linear("index_qk_proj", (heads + kv_heads) * size, hidden)
+    tensors += norm("q_layernorm", size) + norm("k_layernorm", size)
+    flops = 2 * heads * size // fields.size("indexer_compress_ratio")
+    cache = Cache(values_per_token=kv_heads * size, flops_per_token_pair=flops)
+    return indexed(full, Mixer(under("indexer.", tensors), cache))
 
 
 def _gated_residual(fields: Fields, name: str, *, injects: bool = True) -> Tensors:
@@ -179,7 +183,7 @@ def _qwen4_exp(fields: Fields) -> ModelTensors:
         beside=lambda index: residual + embeddings.get(index, ((), 0))[0],
         final_norm="",
         head=last,
-        notes=(note,) if tables else (),
+        notes=(INDEXER_NOTE, STREAMS_NOTE, *([note] if tables else [])),
     )
 
 

@@ -64,5 +64,6 @@ def mixture(
     if expert_bias:
         inside += kept("gate_up_proj_bias", experts, 2 * width) + kept("down_proj_bias", experts, outside)
     used = max(1, round(used * experts / (experts + zero_experts)))
-    routed = RoutedExperts(under(f"{name}.experts.", inside), experts, used, width, router_weight_bytes)
-    return FeedForward(under(f"{name}.", around), routed)
+    prefix = f"{name}." if name else ""
+    routed = RoutedExperts(under(f"{prefix}experts.", inside), experts, used, width, router_weight_bytes)
+    return FeedForward(under(prefix, around), routed)
