@@ -1,18 +1,15 @@
 """How llama.cpp's converter lays a Hugging Face model out as GGUF: names, fused tensors split, routers and norms apart.
 
-Names come from the `gguf` package's own table. Shapes are turned into ggml's order (input dimension first).
+Names are those of `gguf_names`. Shapes are turned into ggml's order (input dimension first).
 """
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from functools import cache
 from math import prod
 
-from gguf.constants import TENSOR_NAMES
-from gguf.tensor_mapping import TensorNameMap
-
+from profiles.formats.gguf_names import TOP, file_architecture, layer_name, split_names
 from profiles.formats.llama_cpp_mix import Facts, mix_types
 from profiles.formats.stored import Stored, StoredExperts, same
 from profiles.gguf.tensors import GgmlType, GgufTensor, tensor_bytes
@@ -23,11 +20,22 @@ KEEPS_MTP = ("glm4_moe",)
 """Architectures whose multi-token-prediction layers go into the GGUF file; for the others they are dropped."""
 MXFP4_EXPERTS = ("gpt_oss",)
 """Architectures whose experts come in MXFP4 and stay so in every file."""
+KEEPS_FUSED = ("gemma4", "gemma4_text", "granitemoe_swa")
+"""Families whose experts' gate and up projections stay one tensor."""
 WHOLE_KV_B = ("deepseek_v2",)
 """Latent attention whose published files are older than the split of kv_b into attn_k_b and attn_v_b (spring 2025)."""
+ROUTER_BIAS = (
+    "afmoe", "bailing_moe_v2", "bailing_moe_v3", "deepseek_v3", "deepseek_v32", "deepseek_v4", "dots1",
+    "dots3_note_text", "ernie4_5_moe", "exaone_moe", "glm4_moe", "glm4_moe_lite", "glm4v_moe_text", "glm5_next_text",
+    "glm_moe_dsa", "hy_v3", "hy_v4", "kimi_k2", "kimi_k25", "kimi_k3", "kimi_linear", "lfm2_moe", "mimo_v2",
+    "mimo_v2_flash", "minimax_m2", "minimax_m3", "minimax_m3_vl_text", "nemotron_h", "solar_open", "step3p5",
+    "step3p7",
+)  # fmt: skip
+"""Families whose routers correct their scores by a bias an expert, in transformers a buffer and no parameter."""
 LAYERS_OF_70B = 80
 _PREFIX = re.compile(r".*?\.([0-9]+)\.")
 _SUFFIX = re.compile(r"(.*?)(\.weight|\.bias|_bias)?")
+_CORRECTION = "exp_probs_b"
 EXPERTS = {"gate_up_proj": ("gate", "up"), "gate_proj": ("gate",), "up_proj": ("up",), "down_proj": ("down",)}
 EXPERTS |= {"w1": ("gate",), "v1": ("up",), "w3": ("up",), "w2": ("down",)}
 EXPERTS |= {"input_linear.weight": ("gate", "up"), "output_linear.weight": ("down",)}
@@ -91,17 +99,18 @@ def _facts(model: ModelTensors) -> Facts:
 def _file(model: ModelTensors) -> list[_Placed]:
     """Every tensor of the file, the token embedding first."""
     placed = [_Placed(_plain("token_embd.weight", model.embedding[0]), "embedding")]
-    placed += [_Placed(_plain(tensor.name, tensor), "embedding") for tensor in model.embedding[1:]]
+    placed += [_Placed(_plain(TOP.get(t.name, t.name), t), "embedding") for t in model.embedding[1:]]
     for index, layer in enumerate(model.layers):
-        splits = model.architecture not in WHOLE_KV_B
-        placed += [_Placed(t, "attention") for t in _attention(index, layer, splits)]
+        around = _attention(index, layer, model.architecture)
+        placed += [_Placed(t, "embedding" if t.layer is None else "attention") for t in around]
         if layer.experts is not None:
-            placed += _routed(index, layer.experts.tensors)
+            placed += _routed(index, layer.experts.tensors, model.architecture)
     placed += [
         _Placed(_plain(_head_name(tensor.name), tensor), "head") for tensor in model.head if not _is_tied(tensor, model)
     ]
     if model.architecture in KEEPS_MTP:
-        placed += [_Placed(t, "mtp") for tensor in model.mtp for t in _of_layer(_index(tensor.name), tensor)]
+        for tensor in model.mtp:
+            placed += [_Placed(t, "mtp") for t in _of_layer(_index(tensor.name), tensor, model.architecture)]
     return placed
 
 
@@ -114,19 +123,25 @@ def _head_name(name: str) -> str:
     module, suffix = _parts(name)
     if module in ("lm_head", "embed_out"):
         return "output" + suffix
-    return (
-        "output_norm" + suffix if module.rsplit(".", 1)[-1] in ("norm", "final_layernorm", "ln_f", "norm_f") else name
-    )
+    if module.rsplit(".", 1)[-1] in ("norm", "final_layernorm", "ln_f", "norm_f"):
+        return "output_norm" + suffix
+    return TOP.get(name, name)
 
 
-def _attention(index: int, layer: LayerTensors, splits_kv_b: bool) -> list[GgufTensor]:
+def _attention(index: int, layer: LayerTensors, architecture: str) -> list[GgufTensor]:
     """All of a layer but its routed experts; latent attention's kv_b may be split into its keys and its values."""
     found: list[GgufTensor] = []
     for tensor in layer.attention:
-        if splits_kv_b and tensor.name.endswith(".kv_b_proj.weight") and layer.cache.full_values_per_token:
+        is_latent = tensor.name.endswith(".kv_b_proj.weight") and layer.cache.full_values_per_token
+        if is_latent and architecture not in WHOLE_KV_B:
             found += _split_kv_b(index, tensor, layer)
         else:
-            found += _of_layer(index, tensor)
+            found += _of_layer(index, tensor, architecture, layer.attention)
+    corrected = any(f".{_CORRECTION}" in t.name or ".ffn_gate_tid2eid" in t.name for t in found)
+    corrects = architecture in ROUTER_BIAS or f"{architecture}_text" in ROUTER_BIAS
+    if layer.experts is not None and corrects and not corrected:
+        name = layer_name(f"{_CORRECTION}.bias", file_architecture(architecture))
+        found.append(GgufTensor(f"blk.{index}.{name}", (layer.experts.count,)))
     return found
 
 
@@ -141,22 +156,47 @@ def _split_kv_b(index: int, kv_b: Tensor, layer: LayerTensors) -> list[GgufTenso
     ]
 
 
-def _of_layer(index: int, tensor: Tensor) -> list[GgufTensor]:
-    """A tensor of a layer under its GGUF name; one that fuses gate and up becomes two."""
+def _of_layer(index: int, tensor: Tensor, architecture: str, beside: Tensors = ()) -> list[GgufTensor]:
+    """A tensor of a layer under its GGUF name; one that fuses several becomes as many."""
     if ".experts." in tensor.name:
-        return [entry.tensor for entry in _routed(index, (tensor,))]
-    name, suffix = _parts(tensor.name)
-    rest = name.split(f".{index}.", 1)[-1]
-    return [_plain(f"blk.{index}.{_stem(name, index) or rest}{suffix}", tensor)]
+        return [entry.tensor for entry in _routed(index, (tensor,), architecture)]
+    rest = tensor.name.split(f".{index}.", 1)[-1]
+    if rest in TOP:
+        return [_plain(TOP[rest], tensor)]
+    if names := split_names(rest):
+        return _split_rows(index, tensor, names, beside)
+    name = layer_name(rest, file_architecture(architecture))
+    if _CORRECTION in name:
+        return [GgufTensor(f"blk.{index}.{name}", (tensor.params,))]
+    return [_plain(f"blk.{index}.{name}", tensor)]
 
 
-def _routed(index: int, tensors: Tensors) -> list[_Placed]:
+def _split_rows(index: int, tensor: Tensor, names: tuple[str, ...], beside: Tensors) -> list[GgufTensor]:
+    """Parts of the tensor's rows: equal ones, but for what follows a linear attention's or an indexer's queries.
+
+    A gate is as wide as the attention's output, an indexer's key as wide as its norm.
+    """
+    rows, last = tensor.shape[0], tensor.shape[0] // len(names)
+    for other in beside:
+        if tensor.name.endswith("in_proj_qkvz.weight") and other.name.endswith("linear_attn.out_proj.weight"):
+            last = other.in_features
+        if tensor.name.endswith("index_qk_proj.weight") and other.name.endswith("indexer.k_layernorm.weight"):
+            last = other.shape[0]
+    first = (rows - last) // (len(names) - 1)
+    sizes = [first] * (len(names) - 1) + [last]
+    whole = _plain("", tensor).shape
+    return [GgufTensor(f"blk.{index}.{name}", (*whole[:-1], size)) for name, size in zip(names, sizes, strict=True)]
+
+
+def _routed(index: int, tensors: Tensors, architecture: str) -> list[_Placed]:
     """Routed experts by projection: one tensor for all experts of a layer each, biases likewise."""
     placed = []
     for tensor in tensors:
         last = tensor.name.split(".experts.")[-1].split("block_sparse_moe.")[-1]
         stem, suffix = (last.removesuffix("_bias"), ".bias") if last.endswith("_bias") else (last, ".weight")
         parts = EXPERTS.get(stem, EXPERTS.get(stem.rsplit(".", 1)[-1], (stem.replace(".", "_"),)))
+        if len(parts) > 1 and architecture in KEEPS_FUSED:
+            parts = ("gate_up",)
         for part in parts:
             if suffix == ".bias":
                 shape: tuple[int, ...] = (tensor.shape[-1] // len(parts), tensor.shape[0])
@@ -185,20 +225,6 @@ def _parts(name: str) -> tuple[str, str]:
     match = _SUFFIX.fullmatch(name)
     assert match is not None
     return match[1], (match[2] or "").replace("_bias", ".bias")
-
-
-def _stem(name: str, index: int) -> str | None:
-    """The GGUF name of a Hugging Face module of a layer, by the package's table; None where that has none."""
-    return _stems().get(name.replace(f".{index}.", ".{bid}.", 1))
-
-
-@cache
-def _stems() -> dict[str, str]:
-    found: dict[str, str] = {}
-    for tensor, names in TensorNameMap.block_mappings_cfg.items():
-        for name in names:
-            found.setdefault(name, TENSOR_NAMES[tensor].removeprefix("blk.{bid}."))
-    return found
 
 
 def predicted_file(model: ModelTensors, mix: str) -> list[tuple[GgufTensor, GgmlType]]:
