@@ -137,7 +137,9 @@ def test_a_file_and_its_prediction_are_the_same_profile(name: str, mix: str, tmp
     file = load_profile(tmp_path / "m.gguf", mla="compressed")
     predicted = load_profile(name, mix)
     assert file.file_bytes == predicted.file_bytes
-    corrections = {tensor.layer: tensor.numel for tensor, _ in predicted_file(model, mix) if "exp_probs_b" in tensor.name}
+    corrections = {
+        tensor.layer: tensor.numel for tensor, _ in predicted_file(model, mix) if "exp_probs_b" in tensor.name
+    }
     for i, (side, other) in enumerate(zip(file.layers, predicted.layers, strict=True)):
         if i in corrections:  # the router's bias is no parameter of the model, but one more tensor of the file
             params = (side.attention.params or 0) - corrections[i]
