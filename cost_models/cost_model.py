@@ -80,6 +80,11 @@ class CostModel:
     def usable_bytes(self, device: str) -> int:
         return memory.usable_bytes(self.device[device], self.safety_margin)
 
+    def pool_usable_bytes(self, pool: str) -> int:
+        """What the devices that share the pool of that name may use in all."""
+        found = next(one for one in self.hardware.pools if one.name == pool)
+        return memory.pool_usable_bytes(found, self.hardware.in_pool(pool), self.safety_margin)
+
     def weight_bytes(self, block: Block, device: str) -> int:
         return block.weight_bytes.on(self.device[device].kind)
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from fractions import Fraction
 
 from cost_models.constants import CPU_SAFETY_MARGIN
-from profiles.hardware import Device
+from profiles.hardware import Device, Pool
 from profiles.model import Attention, Block, Experts, ModelProfile, Workspace
 from profiles.workload import Workload
 
@@ -20,9 +21,32 @@ def usable_bytes(device: Device, safety_margin: float) -> int:
     """
     if device.budget_bytes is not None:
         return device.budget_bytes
+    return max(0, _less(device.memory_bytes, margin_of(device, safety_margin)) - device.reserved_bytes)
+
+
+def margin_of(device: Device, safety_margin: float) -> float:
+    """The device's own margin, or that of its kind."""
     default = safety_margin if device.kind == "gpu" else CPU_SAFETY_MARGIN
-    margin = default if device.safety_margin is None else device.safety_margin
-    return max(0, math.floor(device.memory_bytes * (1 - Fraction(str(margin)))) - device.reserved_bytes)
+    return default if device.safety_margin is None else device.safety_margin
+
+
+def pool_usable_bytes(pool: Pool, devices: Sequence[Device], safety_margin: float) -> int:
+    """What the `devices` that share a pool may use of it in all: floor(memory * (1 - margin)) less what the pool and
+    each of them reserve, never below 0.
+
+    Without a margin of its own the pool has the largest of its devices' margins: the system, drivers and fragments of
+    all of them are in the same memory. Contexts that the devices' margins cover are paid out of the pool's margin; what
+    that does not cover of them all is not usable either, whether the devices are used or not.
+    """
+    margin = max(margin_of(device, safety_margin) for device in devices)
+    left = _less(pool.memory_bytes, margin if pool.safety_margin is None else pool.safety_margin)
+    covered = sum(d.context_bytes - context_beyond_margin(d, safety_margin) for d in devices if d.context_bytes)
+    reserved = pool.reserved_bytes + sum(device.reserved_bytes for device in devices)
+    return max(0, left - reserved - max(0, covered - (pool.memory_bytes - left)))
+
+
+def _less(n_bytes: int, margin: float) -> int:
+    return math.floor(n_bytes * (1 - Fraction(str(margin))))
 
 
 def context_beyond_margin(device: Device, safety_margin: float) -> int:

@@ -93,6 +93,18 @@ class DeviceMemory(Noun):
         return self.usable_bytes - self.used_bytes
 
 
+class PoolMemory(Noun):
+    """Bytes in a memory that several devices share: `used_bytes` is the sum of theirs."""
+
+    used_bytes: Count
+    usable_bytes: Count
+
+    @property
+    def free_bytes(self) -> int:
+        """What is left of the usable memory; negative when the pool overflows."""
+        return self.usable_bytes - self.used_bytes
+
+
 class Interval(Noun):
     """Seconds between which measurements are expected to lie `level` of the time, low and high."""
 
@@ -116,7 +128,8 @@ class Placement(Document):
 
     `bound_s` is a proven lower bound over all placements that the granularity and target allow, and
     `gap` = (objective_s - bound_s) / objective_s. With granularity expert `module_bound_s` is what every plan takes at
-    least that leaves each layer's experts whole. A placement written by hand needs only `embedding`, `head`, `layers`.
+    least that leaves each layer's experts whole. `pools` are memories that devices share; bytes of `memory` count once
+    against theirs. A placement written by hand needs only `embedding`, `head`, `layers`.
 
     >>> plan = Placement(embedding="cpu", head="cuda:0", layers=[{"attention": "cuda:0", "experts": {"cpu": "all"}}])
     >>> plan.layers[0].experts_device
@@ -143,6 +156,7 @@ class Placement(Document):
     head: DeviceName
     layers: Annotated[tuple[LayerPlacement, ...], Field(min_length=1, max_length=10_000)]
     memory: dict[DeviceName, DeviceMemory] | None = None
+    pools: dict[str, PoolMemory] | None = None
     prediction: Prediction | None = None
     workload: Annotated[Workload, BeforeValidator(text_keys)] | None = None
     safety_margin: Margin | None = None

@@ -49,8 +49,8 @@ def reserve(problem: Problem, device: int, embedding: bool = True, head: bool = 
 
 def reserved(problem: Problem) -> Problem:
     """A problem without deviations whose plans all fit in `problem`, which has more of them."""
-    usable = tuple(max(0, n - reserve(problem, d)) for d, n in enumerate(problem.usable))
-    return replace(problem, robust=None, usable=usable)
+    room = problem.room.less([reserve(problem, d) for d in range(len(problem.devices))])
+    return replace(problem, robust=None, usable=room.usable, shared=room.shared)
 
 
 def nominal(problem: Problem, device: int) -> list[Problem]:

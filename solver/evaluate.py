@@ -2,35 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import get_args
 
 from cost_models import CostModel, Step
 from cost_models.targets import largest_tensor_bytes, load_peaks
 from profiles.errors import MoeplanError
-from profiles.placement import DeviceMemory, LayerPlacement, Objective, Placement, Prediction
+from profiles.placement import DeviceMemory, LayerPlacement, Objective, Placement, PoolMemory, Prediction
 
 
 @dataclass(frozen=True)
 class Evaluation:
     """What a placement holds and how fast it is, whether it fits or not.
 
-    `memory` has every device of the machine, used or not; `short_bytes` names those that overflow and by how much.
+    `memory` has every device of the machine, used or not, and `pools` every memory that devices share; `short_bytes`
+    names those of both that overflow and by how much.
     """
 
     memory: dict[str, DeviceMemory]
     prediction: Prediction
     objective: Objective
     objective_s: float
+    pools: dict[str, PoolMemory] = field(default_factory=dict)
 
     @property
     def short_bytes(self) -> dict[str, int]:
-        return {device: -held.free_bytes for device, held in self.memory.items() if held.free_bytes < 0}
+        held = [*self.memory.items(), *self.pools.items()]
+        return {name: -there.free_bytes for name, there in held if there.free_bytes < 0}
 
     @property
     def feasible(self) -> bool:
-        """used(d) <= usable(d) on every device, the CPU included."""
+        """used <= usable on every device, the CPU included, and in every memory that devices share."""
         return not self.short_bytes
 
 
@@ -49,8 +52,10 @@ def judge(placement: Placement, costs: CostModel, objective: Objective = "reques
         "prefill": prefill,
         "throughput": walk.busiest_s(costs.decode_step()) / workload.batch_size,
     }
+    memory = _memory(placement, costs)
     return Evaluation(
-        memory=_memory(placement, costs),
+        memory=memory,
+        pools=_pools(memory, costs),
         prediction=Prediction(prefill_s=prefill, decode_step_s=decode, tokens_per_s=workload.batch_size / decode),
         objective=objective,
         objective_s=objectives[objective],
@@ -167,6 +172,17 @@ def _memory(placement: Placement, costs: CostModel) -> dict[str, DeviceMemory]:
         model_bytes,
     )
     return {device: found.memory(device, costs, peaks.get(device)) for device, found in held.items()}
+
+
+def _pools(memory: Mapping[str, DeviceMemory], costs: CostModel) -> dict[str, PoolMemory]:
+    """Every byte of a device that shares its memory counts once against that."""
+    return {
+        pool.name: PoolMemory(
+            used_bytes=sum(memory[device.name].used_bytes for device in costs.hardware.in_pool(pool.name)),
+            usable_bytes=costs.pool_usable_bytes(pool.name),
+        )
+        for pool in costs.hardware.pools
+    }
 
 
 @dataclass

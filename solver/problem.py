@@ -17,6 +17,7 @@ from cost_models.targets import largest_tensor_bytes
 from profiles.model import Block
 from profiles.placement import Granularity, Objective
 from solver.rules import Allowed
+from solver.shared import Room, Shared
 
 TICKS = 10**9
 """Resolution: one tick is about 1e-9 of a plan's objective, so that rounding stays near 1e-7 of it."""
@@ -85,7 +86,8 @@ class Problem:
     `staging`, where there is any: a GPU keeps a buffer of `staging[c]` bytes as long as it has attention of class c
     whose experts are on the CPU, the largest of those. `main`: a GPU that must hold something. With `one_run` the
     attention on a device is that of neighbouring layers: the token comes to each device once. With `robust` every
-    device keeps room for deviations (`solver/deviations.py`)."""
+    device keeps room for deviations (`solver/deviations.py`). `shared` is memory of several devices: exact models count
+    it, all others leave it out, which is a relaxation."""
 
     devices: tuple[str, ...]
     usable: tuple[int, ...]
@@ -105,6 +107,11 @@ class Problem:
     main: int | None = None
     one_run: bool = False
     robust: Robust | None = None
+    shared: tuple[Shared, ...] = ()
+
+    @property
+    def room(self) -> Room:
+        return Room(self.usable, self.shared)
 
     @cached_property
     def class_sizes(self) -> tuple[int, ...]:
@@ -179,7 +186,7 @@ class Problem:
         others = [swap.get(i, i) for i in range(len(self.devices))]
         blocks = [self.embedding, self.head, *(c.attention for c in self.classes)]
         experts = [c.experts for c in self.classes if c.experts is not None]
-        vectors: list[Sequence[int]] = [self.usable, *([self.rank] if self.rank else [])]
+        vectors: list[Sequence[object]] = [self.room.each, *([self.rank] if self.rank else [])]
         vectors += [v for b in blocks for v in (b.bytes, b.ticks, b.allowed)]
         vectors += [v for x in experts for v in (x.bytes, x.busy, x.allowed)]
         matrices = [self.hop, *(x.ticks for x in experts)]
@@ -203,7 +210,7 @@ def build_problem(
     names = tuple(costs.device)
     steps = objective_steps(costs, objective)
     seconds = _Seconds(costs, steps, names)
-    tick = _tick_s(seconds, costs)
+    tick, room = _tick_s(seconds, costs), Room.of(costs.hardware, costs.safety_margin)
 
     def ticks(values: Sequence[float]) -> tuple[int, ...]:
         return tuple(round(value / tick) for value in values)
@@ -251,7 +258,8 @@ def build_problem(
         layer_class.append(keys[key])
     return Problem(
         devices=names,
-        usable=tuple(max(0, costs.usable_bytes(d) - costs.overhead_bytes(d)) for d in names),
+        usable=room.usable,
+        shared=room.shared,
         embedding=block("embedding", 0),
         head=block("head", 0),
         tied_bytes=costs.profile.tied_bytes,

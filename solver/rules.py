@@ -7,6 +7,7 @@ from itertools import pairwise
 
 from cost_models import CostModel
 from cost_models.targets import target_memory
+from profiles.device_names import in_order, is_gpu
 from profiles.errors import MoeplanError, TargetError
 from profiles.placement import Granularity, LayerPlacement, Placement
 from solver.pins import Pins, Restriction, read_pins
@@ -140,7 +141,7 @@ def _of_target(costs: CostModel, target: str) -> Iterator[Restriction]:
     if target == "sglang-kt":
         if not gpus:
             raise TargetError(f"{why}: runs attention on a GPU and {costs.hardware.name} has none; use another target")
-        home = min(gpus, key=_slot)
+        home = min(gpus, key=in_order)
         for kind, of in (("embedding", range(1)), ("attention", layers), ("head", range(1))):
             yield Restriction(why, kind, of, frozenset([home]))
         with_experts = [i for i in layers if costs.profile.layers[i].experts is not None]
@@ -151,11 +152,8 @@ def _own_order(target: str, names: Sequence[str]) -> list[int]:
     """The place in line of each device for a target that has an order of its own; empty for others.
 
     llama.cpp gives each device one run of layers, the CPU's first (-ngl), then the GPUs' by index (-ts)."""
-    return [_slot(name) for name in names] if target == "llama.cpp" else []
-
-
-def _slot(name: str) -> int:
-    return 0 if name == "cpu" else int(name.removeprefix("cuda:")) + 1
+    line = ["cpu", *sorted((name for name in names if is_gpu(name)), key=in_order)]
+    return [line.index(name) for name in names] if target == "llama.cpp" else []
 
 
 def _block(kind: str, layer: int) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal, get_args
 
 from cost_models import CostModel
@@ -86,7 +86,7 @@ def solve(
     limits = Limits(time_limit, relative_gap=relative_gap, workers=workers or 1, seed=seed)
     search = search_for(problem, costs, objective, limits, started + time_limit)
     try:
-        search.run(hand_candidates(costs, allowed, problem))
+        run(search, hand_candidates(costs, allowed, problem))
     except ProvedInfeasible:
         if deviations is not None:
             raise robust_infeasible(problem, costs, deviations) from None
@@ -163,6 +163,14 @@ def search_for(
     return kind(problem, costs, objective, limits, deadline)
 
 
+def run(search: Portfolio | SplitSearch, rules: Iterable[Placement]) -> None:
+    """Search, beginning with the plans of `rules`. Raises ProvedInfeasible. Bounds that leave out what devices share
+    (`Problem.shared`) do not see that it is too little, so that is asked first."""
+    if search.problem.shared and may_fit(search.problem, search.costs) is False:
+        raise ProvedInfeasible
+    search.run(rules)
+
+
 def hand_candidates(costs: CostModel, allowed: Allowed, problem: Problem) -> Iterator[Placement]:
     """Hand rules that obey the target, the pins and the granularity."""
     for placement in hand_plans(costs).values():
@@ -215,6 +223,7 @@ def described(
     return best.placement.replace(
         objective=objective,
         memory=found.memory,
+        pools=found.pools or None,
         prediction=found.prediction.replace(interval=interval),
         model=profile.model,
         architecture=profile.architecture,

@@ -35,6 +35,7 @@ from solver.feasibility.fits import Budget, Missing, fits, least_missing
 from solver.feasibility.needs import Demand, demand_of
 from solver.problem import Problem, build_problem
 from solver.rules import Allowed, Pins, breaks
+from solver.shared import Room
 
 PLENTY = 1e6
 
@@ -74,6 +75,10 @@ class Trial:
     def usable(self) -> list[int]:
         return [max(0, self.costs.usable_bytes(d) - self.costs.overhead_bytes(d)) for d in self.costs.device]
 
+    @property
+    def room(self) -> Room:
+        return Room.of(self.costs.hardware, self.costs.safety_margin)
+
     def placements(self) -> Iterator[Placement]:
         """All that the granularity, the target and the pins allow."""
         names = list(self.costs.device)
@@ -100,7 +105,7 @@ class Trial:
                 yield {name: [i for i, home in enumerate(homes) if home == name] for name in dict.fromkeys(homes)}
 
     def fits(self) -> bool | None:
-        return fits(self.demand, self.usable, Budget(PLENTY))
+        return fits(self.demand, self.room, Budget(PLENTY))
 
     def fewest_missing(self) -> int | None:
         """Of all placements the least sum of what devices lack; None where nothing is allowed at all."""
@@ -118,7 +123,7 @@ def check_against(trial: Trial) -> bool:
     answer = trial.fits()
     assert answer is (least == 0) or (answer is None and len(trial.demand.enough) > 1)
     if least:
-        missing = least_missing(trial.demand, trial.usable, Budget(PLENTY))
+        missing = least_missing(trial.demand, trial.room, Budget(PLENTY))
         assert missing is not None
         check_missing(missing, least, trial)
     return least == 0

@@ -129,6 +129,7 @@ def _fits(problem: Problem, rows: Integers) -> Booleans:
     assert len(blocks) == 2 + 2 * n_layers
     fits = np.ones(len(rows), dtype=bool)
     sent = [(k, problem.staging[c]) for k, c in enumerate(problem.layer_class, 2)] if problem.staging else []
+    held = []
     for d, usable in enumerate(problem.usable):
         load, workspace = np.zeros(len(rows), np.int64), np.zeros(len(rows), np.int64)
         for k, block in enumerate(blocks):
@@ -141,6 +142,10 @@ def _fits(problem: Problem, rows: Integers) -> Booleans:
         for k, n_bytes in sent if d != problem.cpu else ():
             buffer = np.maximum(buffer, n_bytes * ((rows[:, k] == d) & (rows[:, k + n_layers] == problem.cpu)))
         fits &= load + workspace + buffer <= usable
+        held.append(load + workspace + buffer)
+    for pool in problem.shared:
+        contexts = [n * np.any(rows == d, axis=1) for d, n in zip(pool.devices, pool.contexts, strict=True)]
+        fits &= sum(held[d] for d in pool.devices) + sum(contexts) <= pool.usable
     if problem.main is not None:
         fits &= np.any(rows == problem.main, axis=1)
     return fits

@@ -8,6 +8,7 @@ from typing import Any
 
 from cost_models import CostModel
 from cost_models.targets import largest_tensor_bytes
+from profiles.device_names import in_order
 from profiles.model import Block
 from profiles.placement import LayerPlacement, Placement
 
@@ -80,7 +81,7 @@ class Ledger:
 
     def __init__(self, costs: CostModel) -> None:
         self.costs = costs
-        self.gpus = sorted((gpu.name for gpu in costs.hardware.gpus), key=lambda name: int(name.removeprefix("cuda:")))
+        self.gpus = sorted((gpu.name for gpu in costs.hardware.gpus), key=in_order)
         self.caps = {
             device: max(0, costs.usable_bytes(device) - costs.overhead_bytes(device)) for device in costs.device
         }

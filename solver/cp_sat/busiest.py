@@ -13,7 +13,7 @@ from ortools.linear_solver import pywraplp
 from ortools.sat.python import cp_model
 
 from solver.assignment import Assignment, Counts, experts_for, lay_out
-from solver.cp_sat.load import Held, load_on
+from solver.cp_sat.load import Held, keep_within, load_on
 from solver.cp_sat.run import Limits, Outcome, bound_of, search, total
 from solver.problem import BlockCosts, ExpertsCosts, Problem
 
@@ -40,9 +40,9 @@ def solve_busiest(problem: Problem, limits: Limits, *, floor: int = 0, ceiling: 
     busiest = cp.new_int_var(floor, _most(problem) if ceiling is None else max(floor, ceiling), "busiest")
     busy = []
     for d in devices:
-        cp.add(_load(problem, cp, d, attention, experts, ends) <= problem.usable[d])
         busy.append(_busy(problem, d, attention, experts, ends))
         cp.add(busy[d] <= busiest)
+    keep_within(cp, [_load(problem, cp, d, attention, experts, ends) for d in devices], problem.room)
     if problem.main is not None:
         here = [number for numbers in (attention, experts) for (_, d), number in numbers.items() if d == problem.main]
         cp.add(sum(here) + sum(end[problem.main] for end in ends) >= 1)

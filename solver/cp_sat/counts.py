@@ -10,12 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 
 from ortools.sat.python import cp_model
 
 from solver.assignment import Counts
-from solver.cp_sat.load import Held, load_on
+from solver.cp_sat.load import Held, keep_within, load_on
 from solver.cp_sat.run import Limits, Outcome, at_least, bound_of, search, total
 from solver.problem import BlockCosts, Problem
 
@@ -91,19 +90,13 @@ def _load_cards(model: CountsModel, first: int, patterns: Mapping[tuple[int, ...
         model.cp.add(sum(has[d, pattern] for d in members) == number)
 
 
-def least_shortage(problem: Problem, limits: Limits, extra: Sequence[bool], *, even: bool = False) -> list[int] | None:
-    """The fewest bytes to add, per device, so that some placement fits; only devices marked in `extra` may get any.
-
-    With `even` all of them get the same. None when nothing helps or nothing was found in time.
-    """
+def least_shortage(problem: Problem, limits: Limits) -> list[int] | None:
+    """The fewest bytes to add, per device and then per pool, so that some placement fits. None when nothing helps or
+    nothing was found in time."""
     model = counts_variables(problem)
     most = sum(max(b.bytes) + b.workspace for b in _all_blocks(problem))
-    added = [model.cp.new_int_var(0, most if extra[d] else 0, "") for d in model.devices]
+    added = [model.cp.new_int_var(0, most, "") for _ in (*model.devices, *problem.shared)]
     counts_constraints(model, added)
-    if even:
-        marked = [added[d] for d in model.devices if extra[d]]
-        for one, other in pairwise(marked):
-            model.cp.add(one == other)
     model.cp.minimize(total((1, var) for var in added))
     solver, status = search(model.cp, limits)
     return None if status in ("infeasible", "unknown") else [solver.value(v) for v in added]
@@ -156,7 +149,8 @@ def counts_variables(problem: Problem) -> CountsModel:
 
 
 def counts_constraints(model: CountsModel, added: Sequence[cp_model.IntVar] | None = None) -> None:
-    """Every block somewhere, every device within its memory (plus `added` bytes), a route through the used devices."""
+    """Every block somewhere, every device and pool within its memory (plus `added` bytes, those of pools last), a route
+    through the used devices."""
     problem, cp = model.problem, model.cp
     cp.add_exactly_one(model.embedding)
     cp.add_exactly_one(model.head)
@@ -166,8 +160,7 @@ def counts_constraints(model: CountsModel, added: Sequence[cp_model.IntVar] | No
             for a in model.devices:
                 cp.add(model.experts_of(c, a) == model.attention[c, a])
             _guests(model, c)
-    for d in model.devices:
-        cp.add(_load(model, d) <= problem.usable[d] + (added[d] if added is not None else 0))
+    keep_within(cp, [_load(model, d) for d in model.devices], problem.room, added)
     if problem.main is not None:
         d = problem.main
         held = [model.experts_on(c, d) for c, kind in enumerate(problem.classes) if kind.experts is not None]

@@ -13,7 +13,7 @@ from itertools import pairwise
 from ortools.sat.python import cp_model
 
 from solver.assignment import Assignment
-from solver.cp_sat.load import Held, load_on
+from solver.cp_sat.load import Held, keep_within, load_on
 from solver.cp_sat.run import Limits, Outcome, bound_of, search, total
 from solver.problem import BlockCosts, Problem
 
@@ -77,10 +77,9 @@ def solve_roomiest(
 
 
 def _within(problem: Problem, cp: cp_model.CpModel, choices: _Choices) -> list[cp_model.LinearExpr]:
-    """Every device within its memory, and something on the device that must hold something; returns the loads."""
+    """Every device and pool within its memory, and something on the device that must hold something; the loads."""
     loads = [_load(problem, cp, choices, d) for d in range(len(problem.devices))]
-    for load, usable in zip(loads, problem.usable, strict=True):
-        cp.add(load <= usable)
+    keep_within(cp, loads, problem.room)
     if problem.main is not None:
         blocks = [choices.embedding, choices.head, *choices.attention]
         held = [pair for (_, _, d), pair in choices.pair.items() if d == problem.main]

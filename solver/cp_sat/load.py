@@ -1,4 +1,4 @@
-"""Bytes on one device as a CP-SAT expression: the one memory rule that every model shares."""
+"""Bytes on one device as a CP-SAT expression, and in a pool: the one memory rule that every model shares."""
 
 from __future__ import annotations
 
@@ -9,6 +9,10 @@ from ortools.sat.python import cp_model
 
 from solver.deviations import Block, deviation
 from solver.problem import Problem, Robust
+from solver.shared import Room, Shared
+
+MOST_BYTES = 2**50
+"""More than any device holds."""
 
 
 @dataclass(frozen=True)
@@ -89,3 +93,27 @@ def _spare(cp: cp_model.CpModel, robust: Robust, blocks: Sequence[Held]) -> cp_m
         cp.add(spare >= robust.blocks * z + above).only_enforce_if(chosen[-1])
     cp.add_exactly_one(chosen)
     return spare
+
+
+def load_of(pool: Shared, cp: cp_model.CpModel, loads: Sequence[cp_model.LinearExprT]) -> cp_model.LinearExprT:
+    """What is in a pool where devices hold `loads`."""
+    total: cp_model.LinearExprT = sum(loads[d] for d in pool.devices)
+    for d, context in zip(pool.devices, pool.contexts, strict=True):
+        if context:
+            some = cp.new_bool_var("")
+            cp.add(loads[d] <= MOST_BYTES * some)
+            total += context * some
+    return total
+
+
+def keep_within(
+    cp: cp_model.CpModel,
+    loads: Sequence[cp_model.LinearExprT],
+    room: Room,
+    added: Sequence[cp_model.LinearExprT] | None = None,
+) -> None:
+    """Every device within its memory, and all that share one together within that; with so many bytes `added` to each
+    device, then to each pool."""
+    held = [*loads, *(load_of(pool, cp, loads) for pool in room.shared)]
+    for load, usable, more in zip(held, room.all, added or [0] * len(held), strict=True):
+        cp.add(load <= usable + more)

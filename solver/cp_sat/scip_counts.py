@@ -59,8 +59,11 @@ def solve_scip_counts(problem: Problem, limits: Limits) -> ScipOutcome:
     """
     model = _counts_variables(problem)
     _counts_places(problem, model)
-    for d in range(len(problem.devices)):
-        _counts_memory(problem, model, d)
+    loads = [_counts_memory(problem, model, d) for d in range(len(problem.devices))]
+    for pool in problem.shared:
+        room = max(1, pool.usable - sum(reserve(problem, d) for d in pool.devices) - sum(pool.contexts))
+        held = mathopt.fast_sum(problem.usable[d] / room * loads[d] for d in pool.devices)
+        model.mip.add_linear_constraint(held <= 1)
     _counts_route(problem, model)
     _counts_objective(problem, model)
     parameters = mathopt.SolveParameters(
@@ -115,8 +118,8 @@ def _counts_places(problem: Problem, model: _Counts) -> None:
                 mip.add_linear_constraint(of == model.attention[c, a])
 
 
-def _counts_memory(problem: Problem, model: _Counts, d: int) -> None:
-    """Shares of the device's bytes; a workspace counts once there is one block that needs it (big-M)."""
+def _counts_memory(problem: Problem, model: _Counts, d: int) -> mathopt.LinearBase:
+    """Its load in shares of the device's bytes; a workspace counts once there is one block that needs it (big-M)."""
     mip, share = model.mip, 1 / max(1, problem.usable[d])
     ends = ((problem.embedding, model.embedding[d]), (problem.head, model.head[d]))
     held: list[tuple[int, int, mathopt.LinearBase, int]] = [(b.bytes[d], b.workspace, here, 1) for b, here in ends]
@@ -138,6 +141,7 @@ def _counts_memory(problem: Problem, model: _Counts, d: int) -> None:
         mip.add_linear_constraint(both <= model.head[d])
         load = load - problem.tied_bytes * share * both
     mip.add_linear_constraint(load <= max(0, problem.usable[d] - reserve(problem, d)) * share)
+    return load
 
 
 def _counts_route(problem: Problem, model: _Counts) -> None:

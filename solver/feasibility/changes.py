@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from fractions import Fraction
 
 from cost_models import CostModel
-from cost_models.memory import context_beyond_margin, usable_bytes
 from profiles import load_profile
+from profiles.device_names import counted_on, gpu_index, gpu_type
 from profiles.errors import MoeplanError
-from profiles.hardware import Device, Hardware
+from profiles.hardware import Device, Hardware, Pool
 from profiles.model import ModelProfile
 from profiles.presets import model_config_preset
 from profiles.workload import MOST_CHUNKS, Workload
 from solver.feasibility.fits import Budget, fits
 from solver.feasibility.needs import Demand, demand_of
 from solver.rules import Allowed, Pins
+from solver.shared import Room
 
 MOST_MORE_GPUS = 64
 MOST_DEVICES = 1024
@@ -67,47 +68,57 @@ class Changes:
     def fits_for(self, workload: Workload) -> bool | None:
         """Whether the model fits when only that is asked for; None where the work ran out."""
         demand = self._demand_of(self._costs, self._allowed, workload)
-        return fits(demand, self._usable(self._costs.hardware), self._budget)
+        return self._fit(demand, self._costs.hardware)
 
     # ---- the machine -------------------------------------------------------------------------------------------
 
     def largest_margin(self) -> float | None:
         """Below the one asked for, in steps of `MARGIN_STEP` from 0."""
-        hardware = self._costs.hardware
         steps = math.ceil(Fraction(str(self._costs.safety_margin)) / MARGIN_STEP) - 1
         least = math.ceil(LEAST_MARGIN / MARGIN_STEP)
 
         def fit(n: int) -> bool | None:
-            return self._fit(self.demand, self._usable(hardware, float(n * MARGIN_STEP)))
+            return self._fit(self.demand, self._costs.hardware, float(n * MARGIN_STEP))
 
         found = _largest(least, steps, fit)
         return None if found is None else float(found * MARGIN_STEP)
 
     def more_memory(self, kind: str) -> int | None:
-        """So many GB, as bought, of RAM or on every GPU."""
+        """So many GB, as bought, of RAM or on every GPU, where it is not shared."""
+        hardware = self._costs.hardware
+        return self._more({d.name for d in hardware.devices if d.kind == kind and d.pool is None}, ())
+
+    def more_shared_memory(self) -> int | None:
+        """So many GB in every pool, which each of its devices may have."""
+        hardware = self._costs.hardware
+        return self._more({d.name for d in hardware.devices if d.pool is not None}, hardware.pools)
+
+    def _more(self, names: Collection[str], pools: Sequence[Pool]) -> int | None:
+        """So many GB more on the devices of those names, and in `pools`."""
         hardware = self._costs.hardware
 
         def fit(n: int) -> bool | None:
             devices = tuple(
-                device.replace(memory_bytes=device.memory_bytes + n * GB) if device.kind == kind else device
+                device.replace(memory_bytes=device.memory_bytes + n * GB) if device.name in names else device
                 for device in hardware.devices
             )
-            return self._fit(self.demand, self._usable(hardware.replace(devices=devices)))
+            larger = tuple(pool.replace(memory_bytes=pool.memory_bytes + n * GB) for pool in pools) or hardware.pools
+            return self._fit(self.demand, hardware.replace(devices=devices, pools=larger))
 
-        return _smallest(MOST_GB, fit)
+        return _smallest(MOST_GB, fit) if names else None
 
     def more_gpus(self) -> tuple[int, Device] | None:
-        """So many more of the GPU with most usable memory, the first of them."""
+        """So many more of the GPU with most usable memory, the first of them; of GPUs with memory of their own."""
         hardware = self._costs.hardware
-        if not hardware.gpus:
+        own = [gpu for gpu in hardware.gpus if gpu.pool is None]
+        if not own:
             return None
-        twin = max(hardware.gpus, key=self._usable_on)
+        usable = dict(zip(self._costs.device, self._room(hardware).usable, strict=True))
+        twin = max(own, key=lambda gpu: usable[gpu.name])
 
         def fit(n: int) -> bool | None:
             costs = self._with(hardware=_with_more(hardware, twin, n))
-            return self._fit(
-                self._demand_of(costs, Allowed(costs, costs.target, self._pins)), self._usable(costs.hardware)
-            )
+            return self._fit(self._demand_of(costs, Allowed(costs, costs.target, self._pins)), costs.hardware)
 
         more = _smallest(min(MOST_MORE_GPUS, MOST_DEVICES - len(hardware.devices)), fit)
         return None if more is None else (more, twin)
@@ -125,7 +136,7 @@ class Changes:
             if other is not None and other.weight_bytes < profile.weight_bytes:
                 costs = self._with(profile=other)
                 demand = self._demand_of(costs, Allowed(costs, costs.target, self._pins))
-                if self._fit(demand, self._usable(costs.hardware)):
+                if self._fit(demand, costs.hardware):
                     return quant
         return None
 
@@ -153,16 +164,11 @@ class Changes:
     def _demand_of(self, costs: CostModel, allowed: Allowed, workload: Workload | None = None) -> Demand:
         return demand_of(costs, allowed, whole_layers=self._whole_layers, split=self._split, workload=workload)
 
-    def _usable(self, hardware: Hardware, safety_margin: float | None = None) -> list[int]:
-        return [self._usable_on(device, safety_margin) for device in hardware.devices]
+    def _room(self, hardware: Hardware, safety_margin: float | None = None) -> Room:
+        return Room.of(hardware, self._costs.safety_margin if safety_margin is None else safety_margin)
 
-    def _usable_on(self, device: Device, safety_margin: float | None = None) -> int:
-        """As in a `Problem`: a context that the margin does not cover is not usable."""
-        margin = self._costs.safety_margin if safety_margin is None else safety_margin
-        return max(0, usable_bytes(device, margin) - context_beyond_margin(device, margin))
-
-    def _fit(self, demand: Demand, usable: list[int]) -> bool | None:
-        return fits(demand, usable, self._budget)
+    def _fit(self, demand: Demand, hardware: Hardware, safety_margin: float | None = None) -> bool | None:
+        return fits(demand, self._room(hardware, safety_margin), self._budget)
 
 
 def _smallest(most: int, fit: Callable[[int], bool | None]) -> int | None:
@@ -194,8 +200,8 @@ def _with_more(hardware: Hardware, twin: Device, number: int) -> Hardware:
     """The machine with so many more devices like `twin`, each at the CPU: links say nothing about memory, so only those
     that hold the machine together are kept."""
     link = next(link for link in hardware.links if twin.name in link.between)
-    last = max(int(gpu.name.removeprefix("cuda:")) for gpu in hardware.gpus)
-    more = [twin.replace(name=f"cuda:{last + 1 + n}") for n in range(number)]
+    last = max((gpu.name for gpu in hardware.gpus if gpu_type(gpu.name) == gpu_type(twin.name)), key=gpu_index)
+    more = [twin.replace(name=counted_on(last, 1 + n)) for n in range(number)]
     names = [gpu.name for gpu in (*hardware.gpus, *more)]
     return hardware.replace(
         devices=(*hardware.devices, *more), links=tuple(link.replace(between=("cpu", name)) for name in names)

@@ -8,11 +8,12 @@ from itertools import groupby
 from cost_models import CostModel
 from profiles.errors import InfeasiblePlacement
 from profiles.hardware import Device
+from profiles.placement import Placement
 from profiles.units import gb
 from profiles.workload import Workload
 from solver.feasibility.changes import Changes
-from solver.feasibility.fits import Budget, Missing, fits, least_missing
-from solver.feasibility.needs import demand_of
+from solver.feasibility.fits import Budget, Missing, fits, least_missing, numbers_that_fit
+from solver.feasibility.needs import demand_of, laid_out
 from solver.problem import Problem
 from solver.rules import Pins
 
@@ -44,13 +45,23 @@ class _Permissions:
 def may_fit(problem: Problem, costs: CostModel) -> bool | None:
     """Whether anything fits, asked apart from the models that look for plans; None where that is left open."""
     demand = demand_of(costs, _Permissions(problem), whole_layers=problem.whole_layers, split=problem.split_experts)
-    return fits(demand, problem.usable, Budget(WORK))
+    return fits(demand, problem.room, Budget(WORK))
+
+
+def some_plan(problem: Problem, costs: CostModel) -> Placement | None:
+    """Any placement that fits, for layers whose experts may be divided; None where none was found."""
+    demand = demand_of(costs, _Permissions(problem), whole_layers=problem.whole_layers, split=problem.split_experts)
+    for needs in demand.enough:
+        number = numbers_that_fit(needs, problem.room, Budget(WORK))
+        if number is not None:
+            return laid_out(needs, number, costs)
+    return None
 
 
 def shortage(problem: Problem, costs: CostModel) -> str:
     """What is short, in words, of a problem proved infeasible; quicker than `infeasible`, which says what helps."""
     demand = demand_of(costs, _Permissions(problem), whole_layers=problem.whole_layers, split=problem.split_experts)
-    return _said(least_missing(demand, problem.usable, Budget(QUICK_WORK)), problem, costs)
+    return _said(least_missing(demand, problem.room, Budget(QUICK_WORK)), problem, costs)
 
 
 def infeasible(problem: Problem, costs: CostModel, pins: Pins | None = None) -> InfeasiblePlacement:
@@ -62,7 +73,7 @@ def infeasible(problem: Problem, costs: CostModel, pins: Pins | None = None) -> 
     whole_layers, split = problem.whole_layers, problem.split_experts
     demand = demand_of(costs, _Permissions(problem), whole_layers=whole_layers, split=split)
     budget.share(2)
-    missing = least_missing(demand, problem.usable, budget)
+    missing = least_missing(demand, problem.room, budget)
     suggestions, remark = [], ""
     if missing is not None:
         changes = Changes(costs, pins, budget, whole_layers=whole_layers, split=split)
@@ -71,13 +82,18 @@ def infeasible(problem: Problem, costs: CostModel, pins: Pins | None = None) -> 
     message = _said(missing, problem, costs) + remark
     if suggestions:
         message += f"; {' or '.join(suggestions)}"
-    return InfeasiblePlacement(message, short_bytes=_short(missing, problem.devices), suggestions=suggestions)
+    return InfeasiblePlacement(message, short_bytes=_short(missing, _names(problem)), suggestions=suggestions)
+
+
+def _names(problem: Problem) -> list[str]:
+    """Devices, then memories that they share: no pool has a device's name."""
+    return [*problem.devices, *(pool.name for pool in problem.shared)]
 
 
 def _said(missing: Missing | None, problem: Problem, costs: CostModel) -> str:
     why = "granularity, target and pins together leave some block no device; loosen one of them"
     if missing is not None:
-        why = f"short of {_where(missing, problem.devices)}"
+        why = f"short of {_where(missing, _names(problem))}"
     return f"{costs.profile.model} does not fit {costs.hardware.name}: {why}"
 
 
@@ -91,6 +107,7 @@ def _suggestions(changes: Changes, budget: Budget) -> list[str]:
         "lower safety_margin to {}": changes.largest_margin,
         "add {} GB of RAM": lambda: changes.more_memory("cpu"),
         "add {} GB to each GPU": lambda: changes.more_memory("gpu"),
+        "add {} GB of shared memory": changes.more_shared_memory,
         "use quant {}": changes.finest_quant,
     }
     found = []

@@ -7,13 +7,14 @@ equal blocks are counted together.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 from cost_models import CostModel, memory
 from cost_models.targets import largest_tensor_bytes
 from profiles.model import Block, Experts
+from profiles.placement import LayerPlacement, Placement
 from profiles.workload import Workload
 
 SHARES = 4096
@@ -124,6 +125,24 @@ def _largest_parts(experts: Experts, layers: Blocks) -> Blocks:
 
 def _equal(experts: Experts) -> bool:
     return len(set(experts.expert_weight_bytes or ())) <= 1
+
+
+def laid_out(needs: Needs, numbers: Sequence[Sequence[int]], costs: CostModel) -> Placement:
+    """A placement with so many of each of the needs' blocks on each device, layers in the devices' order."""
+    names, rank = list(costs.device), needs.rank
+    order = sorted(range(len(names)), key=lambda d: (rank[d] if rank else 0, d))
+    left = [[names[d] for d in order for _ in range(here[d])] for here in numbers]
+    layers = []
+    for home, layer in zip(needs.walk, costs.profile.layers, strict=True):
+        attention, homes = left[home].pop(0), list[str]()
+        if layer.experts is not None:
+            apart = home + 1 < len(left) and home + 1 not in needs.walk
+            parts = needs.blocks[home + 1].number // needs.blocks[home].number if apart else 0
+            homes = [left[home + 1].pop(0) for _ in range(parts)] or [attention]
+        experts: dict[str, Any] = {d: [i for i, h in enumerate(homes) if h == d] for d in dict.fromkeys(homes)}
+        experts = dict.fromkeys(experts, "all") if len(experts) == 1 else experts
+        layers.append(LayerPlacement(attention=attention, experts=experts))
+    return Placement(embedding=left[0][0], head=left[1][0], layers=layers)
 
 
 class _Count:

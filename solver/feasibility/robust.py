@@ -17,8 +17,8 @@ WORK = 2.0
 
 
 def robust_short(placement: Placement, costs: CostModel, robust: float, blocks: int) -> dict[str, int]:
-    """Bytes that each device lacks when those `blocks` of its blocks that gain most turn out larger by the share
-    `robust` of their weights; devices that lack none are left out. It shares no code with the models.
+    """Bytes that each device, and each pool, lacks when those `blocks` of each device's blocks that gain most turn out
+    larger by the share `robust` of their weights; what lacks none is left out. It shares no code with the models.
 
     Caches, workspaces and buffers are as evaluated. An embedding and a head that share weights gain for both.
     """
@@ -32,22 +32,25 @@ def robust_short(placement: Placement, costs: CostModel, robust: float, blocks: 
             assert layer.experts is not None
             ids = tuple(range(layer.experts.count)) if part == "all" else part
             weights[device].append(costs.expert_bytes(layer.experts, device, ids))
-    short = {}
-    for device, held in judge(placement, costs).memory.items():
-        gains = sorted((growth_bytes(n_bytes, robust) for n_bytes in weights[device]), reverse=True)
-        missing = sum(gains[:blocks]) - held.free_bytes
-        if missing > 0:
-            short[device] = missing
-    return short
+    gains = {
+        device: sum(sorted((growth_bytes(n_bytes, robust) for n_bytes in sizes), reverse=True)[:blocks])
+        for device, sizes in weights.items()
+    }
+    found = judge(placement, costs)
+    missing = {device: gains[device] - held.free_bytes for device, held in found.memory.items()}
+    for name, pool in found.pools.items():
+        missing[name] = sum(gains[device.name] for device in costs.hardware.in_pool(name)) - pool.free_bytes
+    return {name: n_bytes for name, n_bytes in missing.items() if n_bytes > 0}
 
 
 def robust_infeasible(problem: Problem, costs: CostModel, robust: Robust) -> InfeasiblePlacement:
     """The error for a problem that has been proved to leave no room for deviations: the fewest bytes missing, whatever
     the order of the layers. Where this model finds that something fits, nothing is said to be proved."""
-    found = least_shortage(problem, Limits(WORK, work=WORK), [True] * len(problem.devices))
+    found = least_shortage(problem, Limits(WORK, work=WORK))
     if found is not None and not any(found):
         return InfeasiblePlacement("no plan found, though some placement fits", proven=False)
-    short = {name: n for name, n in zip(problem.devices, found or (), strict=False) if n}
+    names = [*problem.devices, *(pool.name for pool in problem.shared)]
+    short = {name: n for name, n in zip(names, found or (), strict=False) if n}
     blocks = f"any {robust.blocks} blocks" if robust.blocks > 1 else "any block"
     spare = f"with {blocks} of a device up to {100 * robust.share:g} % larger"
     missing = f"short of {gb(sum(short.values()))}: {', '.join(f'{d} {gb(n)}' for d, n in short.items())}; lower robust"

@@ -9,7 +9,7 @@ from ortools.sat.python import cp_model
 
 from solver.assignment import Assignment, Counts, experts_for
 from solver.column_generation.contents import Contents
-from solver.cp_sat.load import Held, load_on
+from solver.cp_sat.load import Held, keep_within, load_on
 from solver.cp_sat.run import Limits, search, total
 from solver.heuristics.walk import Walk
 from solver.problem import Problem
@@ -49,8 +49,7 @@ def fill(
     for d, most in (held or {}).items():
         for kind, n in zip(problem.expert_kinds, most, strict=True):
             cp.add(sum(var for (c, _, e), var in moved.items() if c in kind.classes and e == d) <= n)
-    for d in devices:
-        cp.add(_load(problem, cp, walk, layers, moved, d) <= problem.usable[d])
+    keep_within(cp, [_load(problem, cp, walk, layers, moved, d) for d in devices], problem.room)
     fixed = Assignment(walk.embedding, walk.head, walk.attention, (None,) * len(walk.attention)).ticks(problem)
     if floor > fixed:
         cp.add(ticks >= floor - fixed)

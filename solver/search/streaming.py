@@ -70,9 +70,9 @@ def cases(problem: Problem, costs: CostModel) -> Iterator[Problem]:
     for size in streamed.sizes:
         for m in reversed(mains):
             if size <= problem.usable[m]:
-                usable = tuple(n - size if d == m else n for d, n in enumerate(problem.usable))
+                room = problem.room.less([size * (d == m) for d in range(len(problem.devices))])
                 limited = _limited(problem, streamed, size, gpus[: gpus.index(m)])
-                found.append(replace(limited, usable=usable, main=m))
+                found.append(replace(limited, usable=room.usable, shared=room.shared, main=m))
     return (case for case in found if _is_possible(case))
 
 
@@ -141,8 +141,11 @@ def _replaces(problem: Problem, g: int, m: int) -> bool:
     experts = [kind.experts for kind in problem.classes if kind.experts is not None]
     all_blocks: list[BlockCosts | ExpertsCosts] = [*blocks, *experts]
     others = [d for d in range(len(problem.devices)) if d not in (g, m)]
+    pool, context = problem.room.pool_of, problem.room.contexts
     return (
-        problem.usable[g] >= problem.usable[m]
+        pool[g] in (-1, pool[m])
+        and context[g] <= context[m]
+        and problem.usable[g] >= problem.usable[m]
         and (problem.rank is None or problem.rank[g] == problem.rank[m])
         and all(x.allowed[g] >= x.allowed[m] and x.bytes[g] <= x.bytes[m] for x in all_blocks)
         and all(block.ticks[g] <= block.ticks[m] for block in blocks)

@@ -36,10 +36,11 @@ def settle(search: Portfolio, tie_tolerance: float) -> tuple[Candidate, dict[str
 
 
 def _roomier(search: Portfolio, tie_tolerance: float) -> tuple[Assignment, Candidate] | None:
-    """A plan with more room than the best one, if there is one within the tolerance."""
+    """A plan with more room than the best one, if there is one within the tolerance; none is sought where devices share
+    memory, whose free bytes hardly depend on the plan."""
     best = search.best
     before = None if best is None else Assignment.of(best.placement, search.problem)
-    if best is None or before is None or search.incumbent is None:
+    if best is None or before is None or search.incumbent is None or search.problem.shared:
         return None
     limits = replace(search.limits, work=WORK * search.limits.seconds)
     plan = roomiest(search.home, search.incumbent, _most_ticks(search, tie_tolerance), limits)

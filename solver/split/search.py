@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import islice, pairwise, product
 from typing import Any
@@ -14,7 +15,7 @@ from profiles.placement import Objective, Placement
 from solver.cp_sat.busiest import fractional_bound
 from solver.cp_sat.run import Limits
 from solver.evaluate import judge
-from solver.feasibility.explain import may_fit
+from solver.feasibility.explain import may_fit, some_plan
 from solver.heuristics.walk import Walk
 from solver.problem import Problem, objective_steps
 from solver.search.plans import NO_CEILING, Candidate, ProvedInfeasible
@@ -84,6 +85,8 @@ class SplitSearch:
             self._whole(rules, math.ceil(self.best.seconds / self.problem.tick_s))
         if self.best is None:
             self._whole(rules, NO_CEILING)
+        if self.problem.shared and not self.closed:
+            self._by_divisions()
         if self.best is None and may_fit(self.problem, self.costs) is False:
             raise ProvedInfeasible
 
@@ -139,7 +142,8 @@ class SplitSearch:
     def _glance(self) -> None:
         """What whole blocks take at least."""
         portfolio = Portfolio(self._unsplit(), self.costs, self.objective, self.limits, self.deadline)
-        portfolio.first_look([] if self.best is None else [self.best.placement])
+        with suppress(ProvedInfeasible):
+            portfolio.first_look([] if self.best is None else [self.best.placement])
         self._learn(portfolio)
 
     def _whole(self, rules: list[Placement], ceiling: int) -> None:
@@ -152,6 +156,21 @@ class SplitSearch:
         except ProvedInfeasible:
             return
         self._learn(portfolio)
+
+    def _by_divisions(self) -> None:
+        """Plans in which every device has a part of what it shares as its own, and if that is of no use, any plan."""
+        for room in self.problem.room.divided():
+            if self.closed or self.late:
+                return
+            apart = replace(self.problem, usable=room.usable, shared=())
+            search = SplitSearch(apart, self.costs, self.objective, self.limits, self.deadline)
+            with suppress(ProvedInfeasible):
+                search.run([] if self.best is None else [self.best.placement])
+            self.best = search.best or self.best
+        if self.best is None:
+            found = some_plan(self.problem, self.costs)
+            if found is not None:
+                self._offer(found)
 
     def _unsplit(self) -> Problem:
         return replace(self.problem, split_experts=False)

@@ -20,7 +20,7 @@ from solver.problem import Problem, build_problem
 from solver.rules import Allowed, coarser
 from solver.search.plans import Candidate, ProvedInfeasible
 from solver.search.portfolio import Portfolio
-from solver.solve import described, hand_candidates, search_for
+from solver.solve import described, hand_candidates, run, search_for
 from solver.split.search import SplitSearch
 from solver.what_if.binds import memory_binds, most_time
 from solver.what_if.quick import Quick, Shared
@@ -120,7 +120,7 @@ class Asked:
     @cached_property
     def quick(self) -> bool:
         """Whether the answer is found sooner than a neighbour's plan is looked at."""
-        return EqualCards.suits(self.problem)
+        return EqualCards.suits(self.problem) and not self.problem.shared
 
     def judged(self, plan: Placement) -> Candidate | None:
         """A plan of the same family as it is here; None where it does not fit."""
@@ -152,7 +152,7 @@ class Asked:
                     search.know(rule, floor_s)
                 if search.best is not None and (search.closed or search.limits.seconds < THOROUGH):
                     return
-        search.run([*rules, *hand_candidates(self.costs, self.allowed, self.problem)])
+        run(search, [*rules, *hand_candidates(self.costs, self.allowed, self.problem)])
 
     def why_not(self, proven: bool) -> str:
         """What is missing, where nothing fits."""

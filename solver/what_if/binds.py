@@ -138,7 +138,14 @@ def memory_binds(plan: Placement, found: Evaluation, costs: CostModel) -> bool:
         for gpu in (gpu.name for gpu in costs.hardware.gpus):
             if costs.block_s(part, layer, gpu, step) < costs.block_s(part, layer, "cpu", step):
                 wanted.append((cache + costs.weight_bytes(costs.block(part, layer), gpu), gpu))
-    return bool(wanted) and all(n_bytes > found.memory[gpu].free_bytes for n_bytes, gpu in wanted)
+    return bool(wanted) and all(n_bytes > _free_bytes(found, costs, gpu) for n_bytes, gpu in wanted)
+
+
+def _free_bytes(found: Evaluation, costs: CostModel, gpu: str) -> int:
+    """What is free on a GPU. What a GPU shares with the CPU is freed there by what moves, so it does not bind; what it
+    shares with other devices does."""
+    pool, free = costs.device[gpu].pool, found.memory[gpu].free_bytes
+    return free if pool in (None, costs.hardware.cpu.pool) else min(free, found.pools[pool].free_bytes)
 
 
 def _is_on_cpu(where: str | tuple[tuple[str, int], ...]) -> bool:

@@ -6,6 +6,7 @@ import re
 from itertools import combinations
 
 from profiles.catalogue import find_cpu, find_gpu, nvlinks
+from profiles.device_names import counted_on, in_order
 from profiles.document import short
 from profiles.errors import HardwareError
 from profiles.hardware import Device, Hardware, Link
@@ -90,6 +91,11 @@ def _with_memory(hardware: Hardware, memory: int) -> Hardware:
     bound = next((gpu for gpu in hardware.gpus if gpu.budget_bytes is not None), None)
     if bound is not None:
         raise HardwareError(f"memory: {bound.name} of {hardware.name} has an absolute budget; leave one of the two out")
+    sizes = {pool.name: pool.memory_bytes for pool in hardware.pools}
+    shares = next((gpu for gpu in hardware.gpus if memory > sizes.get(gpu.pool or "", memory)), None)
+    if shares is not None:
+        most = f"{shares.name} of {hardware.name} shares {gb(sizes[shares.pool or ''])} with others"
+        raise HardwareError(f"memory: {most}; ask for no more")
     return _with_devices(hardware, [gpu.replace(memory_bytes=memory) for gpu in hardware.gpus])
 
 
@@ -102,17 +108,21 @@ def _with_gpus(hardware: Hardware, number: int) -> Hardware:
     first = hardware.gpus[0]
     kind = [gpu for gpu in hardware.gpus if gpu.replace(name=first.name) == first]
     kept = kind[:number]
-    free = 1 + max((_index(gpu) for gpu in kept), default=-1)
-    more = [first.replace(name=f"cuda:{free + n}") for n in range(number - len(kept))]
+    if number > len(kept) and first.pool is not None:
+        shares = f"{first.name} of {hardware.name} shares its memory ({first.pool})"
+        raise HardwareError(f"gpus: {shares}, so there can be no more like it; ask for at most {len(kept)}")
+    last = max((gpu.name for gpu in kept), key=in_order, default=first.name)
+    more = [first.replace(name=counted_on(last, 1 + n)) for n in range(number - len(kept))]
     names = {"cpu", *(gpu.name for gpu in kept)}
     links = [link for link in hardware.links if names.issuperset(link.between)]
-    return hardware.replace(
-        devices=(*kept, *more, hardware.cpu), links=(*links, *_links_of_more(hardware, kind, kept, more))
-    )
+    return _of_devices(hardware, [*kept, *more, hardware.cpu], [*links, *_links_of_more(hardware, kind, kept, more)])
 
 
-def _index(gpu: Device) -> int:
-    return int(gpu.name.removeprefix("cuda:"))
+def _of_devices(hardware: Hardware, devices: list[Device], links: list[Link]) -> Hardware:
+    """The machine with these, and what is left of its pools."""
+    shared = {device.pool for device in devices}
+    pools = tuple(pool for pool in hardware.pools if pool.name in shared)
+    return hardware.replace(devices=tuple(devices), links=tuple(links), pools=pools)
 
 
 def _links_of_more(hardware: Hardware, kind: list[Device], kept: list[Device], more: list[Device]) -> list[Link]:
@@ -146,4 +156,4 @@ def _with_other_gpus(hardware: Hardware, gpu: str, number: int) -> Hardware:
     if number > MAX_GPUS:
         raise HardwareError(f"gpus: {number} is too many; use at most {MAX_GPUS}")
     devices, links = (other.gpus, other.links) if number else ((), ())
-    return hardware.replace(devices=(*devices, hardware.cpu), links=links)
+    return _of_devices(hardware, [*devices, hardware.cpu], list(links))

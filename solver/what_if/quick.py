@@ -49,8 +49,8 @@ class Quick(Portfolio):
 
     @property
     def suits(self) -> bool:
-        """Whether the cheap steps say anything about the problem."""
-        return not self.problem.bottleneck and self.problem.unordered is None
+        """Whether the cheap steps say enough about the problem: they leave out what devices share."""
+        return not self.problem.bottleneck and self.problem.unordered is None and not self.problem.shared
 
     def know(self, plan: Placement | None, floor_s: float) -> None:
         """Begin with a plan that fits, and seconds that none takes less than."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from profiles import Placement, load_placement
 from profiles.errors import InfeasiblePlacement
-from profiles.hardware import Device, Hardware
+from profiles.hardware import Device, Hardware, Pool
 from solver.search.plans import Candidate
 from solver.solve import costs_of
 from solver.what_if.ask import Asked, Effort, Machine
@@ -46,9 +46,10 @@ def sensitivity(
 ) -> DataFrame:
     """What single changes of the machine are worth to a plan's objective: a row each, most worth first.
 
-    One GB more on each device, and links, RAM and the GPUs' memory 10 % faster. Each is solved again, beginning with
-    the plan; so is the machine as it is, which `saved_s` seconds and `saved`, as a share, are counted from. What is
-    left out is taken from the plan document, as by `evaluate`. `gap` says how much may be undetected.
+    One GB more on each device (in each pool, where devices share one), and links, RAM and the GPUs' memory 10 % faster.
+    Each is solved again, beginning with the plan; so is the machine as it is, which `saved_s` seconds and `saved`, as a
+    share, are counted from. What is left out is taken from the plan document, as by `evaluate`. `gap` says how much may
+    be undetected.
 
     >>> from solver import solve
     >>> found = sensitivity(solve("qwen3-30b-a3b", "1xRTX4090,ram=96GB"))
@@ -106,7 +107,7 @@ class _Worth:
     def _key(self, change: Change) -> tuple[str, str]:
         """The same for one GB more on devices that nothing tells apart."""
         problem = self._here.problem
-        if change.what != "memory":
+        if change.what != "memory" or change.where not in problem.devices:
             return change.what, change.where
         return change.what, problem.devices[problem.twins[problem.devices.index(change.where)]]
 
@@ -126,7 +127,10 @@ class _Worth:
 def changes_of(machine: Hardware) -> Iterator[Change]:
     """All changes that are asked about; a machine without links of a kind has none of them made faster."""
     for device in machine.devices:
-        yield Change("memory", device.name, 1, "GB", _with(machine, _larger(device)))
+        if device.pool is None:
+            yield Change("memory", device.name, 1, "GB", _with(machine, _larger(device)))
+    for pool in machine.pools:
+        yield Change("memory", pool.name, 1, "GB", _with_larger(machine, pool))
     yield _faster_memory(machine, "cpu")
     if machine.gpus:
         yield _faster_memory(machine, "gpu")
@@ -143,6 +147,14 @@ def changes_of(machine: Hardware) -> Iterator[Change]:
 def _larger(device: Device) -> Device:
     budget = None if device.budget_bytes is None else device.budget_bytes + GB
     return device.replace(memory_bytes=device.memory_bytes + GB, budget_bytes=budget)
+
+
+def _with_larger(machine: Hardware, pool: Pool) -> Hardware:
+    """Every device that shares the pool may have all of what is more."""
+    larger = pool.replace(memory_bytes=pool.memory_bytes + GB)
+    pools = tuple(larger if one == pool else one for one in machine.pools)
+    devices = tuple(_larger(device) if device.pool == pool.name else device for device in machine.devices)
+    return machine.replace(devices=devices, pools=pools)
 
 
 def _faster_memory(machine: Hardware, kind: str) -> Change:
