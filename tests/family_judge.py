@@ -13,10 +13,10 @@ from typing import Any
 import torch
 import transformers
 
-from profiles.tensors import Cache, ModelTensors
+from profiles.tensors import Cache, ModelTensors, Tensor
 from runtime_adapter.meta.profile import _class_of, offline_and_quiet
 
-TOWERS = re.compile(r"visual|vision|audio|image|multi_modal|connector|talker|code2wav|embed_vision|pixel|resampler")
+TOWERS = re.compile(r"visual|vision(?!_moe)|audio|image|multi_modal|connector|talker|code2wav|embed_vision|pixel|resampler|view_separator")
 PLAIN = (
     (r"\b(?:language_model|text_model)\.", ""), (r"^model\.decoder\.", "model."),
     (r"^transformer\.blocks\.", "model.layers."), (r"^transformer\.wte\.", "model.embed_tokens."),
@@ -82,16 +82,22 @@ def blocks_of_ours(model: ModelTensors) -> Blocks:
         found.attention[index] = {tensor.name: tensor.shape for tensor in layer.attention}
         assert len(found.attention[index]) == len(layer.attention), f"a name twice in layer {index}"
         if layer.experts:
-            found.experts[index] = {tensor.name: tensor.shape for tensor in layer.experts.tensors}
+            found.experts[index] = {tensor.name: _as_stored(tensor) for tensor in layer.experts.tensors}
     found.attention = {index: shapes for index, shapes in found.attention.items() if shapes}
     return found
+
+
+def _as_stored(tensor: Tensor) -> tuple[int, ...]:
+    """The shape of the parameter itself: DBRX stacks a layer's experts along the rows of one matrix."""
+    count, *shape = tensor.shape
+    return (count * shape[0], *shape[1:]) if ".ffn.experts.mlp." in tensor.name else tensor.shape
 
 
 def _put(found: Blocks, name: str, shape: tuple[int, ...]) -> None:
     match = re.match(r"model\.layers\.(\d+)\.", name)
     if match is None:
         found.outside[name] = shape
-    elif re.search(r"(?<![a-z_])experts\b|\bmoe_experts\b", name):
+    elif re.search(r"(?<![a-z_])experts\b(?!\.post_expert_norm)|\bmoe_experts\b", name):
         found.experts.setdefault(int(match[1]), {})[name] = shape
     else:
         found.attention.setdefault(int(match[1]), {})[name] = shape
@@ -125,4 +131,12 @@ def _bytes(held: Any, seen: set[int] | None = None) -> int:
 def promised_bytes(cache: Cache, tokens: int) -> int:
     """Bytes that a layer caches by our reading; a window keeps one token less than it sees, the newest joins them."""
     kept = tokens if cache.window_tokens is None else min(tokens, cache.window_tokens - 1)
-    return 2 * (cache.values_per_token * kept + cache.state_values) + 4 * cache.state_fp32_values
+    per_token = -(-2 * cache.values_per_token // cache.tokens_per_entry)
+    return per_token * kept + 2 * cache.state_values + 4 * cache.state_fp32_values
+
+
+def without_unfilled(found: Blocks, pattern: str, rows: int) -> Blocks:
+    """The same, where the experts' parameters that match `pattern` have `rows` rows only."""
+    for shapes in found.experts.values():
+        shapes.update({name: (rows, *shape[1:]) for name, shape in shapes.items() if re.search(pattern, name)})
+    return found

@@ -44,7 +44,7 @@ class Fields:
         return fields
 
     def require(self, *keys: str) -> None:
-        """Raise one error that names all of `keys` that the file leaves out: of a type whose defaults nobody declares."""
+        """Raise one error that names all of `keys` that the file leaves out, for types without declared defaults."""
         missing = [f"{self.prefix}{key}" for key in keys if key not in self.config]
         if missing:
             raise ProfileError(f"{', '.join(missing)}: missing; add what the model's own config.json says")

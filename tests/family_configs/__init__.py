@@ -1,7 +1,8 @@
 """Small configs of every built-in family, small enough to run, for tests that hold families against transformers.
 
 A file for each lineage, as in profiles/hf_config/families. The first config of a type is run for its cache as well;
-further ones turn options that change shapes. NOT_RUN says why a small one cannot run its cache on a CPU.
+further ones turn options that change shapes. NOT_RUN says why a small one cannot run its cache on a CPU, STEPPED where
+a cache grows by steps, UNFILLED where transformers makes room that no checkpoint fills.
 """
 
 from __future__ import annotations
@@ -17,3 +18,11 @@ CONFIGS: dict[str, list[dict[str, Any]]] = {k: v for lineage in _LINEAGES for k,
 """model_type -> arguments of its config class."""
 NOT_RUN: dict[str, str] = {k: v for lineage in _LINEAGES for k, v in getattr(lineage, "NOT_RUN", {}).items()}
 """model_type -> the reason."""
+STEPPED: dict[str, tuple[int, ...]] = {
+    k: v for lineage in _LINEAGES for k, v in getattr(lineage, "STEPPED", {}).items()
+}
+"""model_type -> prompts after which its cache is fullest: at most a twentieth below what is promised. Never above."""
+UNFILLED: dict[str, tuple[str, str]] = {
+    k: v for lineage in _LINEAGES for k, v in getattr(lineage, "UNFILLED", {}).items()
+}
+"""model_type -> (pattern of parameters, the key that says how many of their rows a checkpoint fills)."""

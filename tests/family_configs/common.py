@@ -18,3 +18,4 @@ GROUPS = {"n_routed_experts": 8, "n_shared_experts": 2, "n_group": 1, "topk_grou
 GROUPS |= {"moe_intermediate_size": 32}
 DELTA = {"linear_conv_kernel_dim": 4, "linear_key_head_dim": 8, "linear_value_head_dim": 16}
 DELTA |= {"linear_num_key_heads": 2, "linear_num_value_heads": 4, "shared_expert_intermediate_size": 48}
+INDEXER = {"index_head_dim": 16, "index_n_heads": 5, "index_topk": 8}
