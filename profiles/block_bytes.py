@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from profiles.document import first_problem
 from profiles.errors import ProfileError
-from profiles.formats.by_shape import value_bytes
+from profiles.formats.by_shape import tensors_bytes
 from profiles.formats.kv_cache import KvFormat, keeps_latent, kv_bytes_per_token
 from profiles.formats.stored import Stored, StoredExperts, same
 from profiles.llama_cpp_buffers import attention_buffer, embedding_buffer, experts_buffer, head_buffer
@@ -50,7 +50,7 @@ def profile_of(
 def _profile(
     model: ModelTensors, stored: Stored, name: str, source: str, notes: tuple[str, ...], kv: KvFormat
 ) -> ModelProfile:
-    value = value_bytes(stored.quant)
+    value = stored.value_bytes
     around = surroundings(model, value)
     parts = zip(model.layers, stored.attention, stored.experts, strict=True)
     return ModelProfile(
@@ -78,6 +78,7 @@ def _profile(
         ),
         layers=[_layer(layer, weight, experts, around, kv) for layer, weight, experts in parts],
         mtp=Block(weight_bytes=same(stored.mtp_bytes)) if stored.mtp_bytes else None,
+        mtp_layers=stored.mtp_layers,
     )
 
 

@@ -156,7 +156,8 @@ class ModelProfile(Document):
 
     `tied_bytes` are bytes of the head that are the embedding's own tensor: on one device they are held once.
     `architecture` is Hugging Face's `model_type` where known; exporters need it. `kv_quant` and `mla` say how the cache
-    is kept where that was chosen. `mtp` are multi-token-prediction layers: in the file, not loaded for plain decoding.
+    is kept where that was chosen. `mtp` are multi-token-prediction layers: in the file, not loaded for plain decoding;
+    `mtp_layers` is how many of them a GGUF file counts with its layers.
 
     >>> block = {"weight_bytes": "1 GB"}
     >>> tiny = ModelProfile(model="tiny", source="example", hidden_size=64, embedding=block, head=block,
@@ -180,6 +181,7 @@ class ModelProfile(Document):
     head: Block
     layers: Annotated[tuple[Layer, ...], Field(min_length=1, max_length=10_000)]
     mtp: Block | None = None
+    mtp_layers: Annotated[int, Field(ge=0, le=10_000, strict=True)] | None = None
 
     @model_validator(mode="after")
     def _tied_bytes_exist(self) -> Self:

@@ -69,6 +69,7 @@ def stored_in_mix(model: ModelTensors, mix: str) -> Stored:
         head=same(sums.get((None, "head"), 0) + tied),
         tied_bytes=tied,
         mtp_bytes=sums.get((None, "mtp"), 0),
+        mtp_layers=_mtp_layers(model),
         notes=(f"bytes predicted by llama.cpp's rule for {mix}, tensor by tensor",),
     )
 
@@ -85,7 +86,7 @@ def _facts(model: ModelTensors) -> Facts:
     out, keys = by_name.get("o_proj"), by_name.get("k_proj")
     per_kv_head = out.in_features // keys.out_features if out and keys else 1
     counts = [layer.experts.count for layer in model.layers if layer.experts]
-    layers = len(model.layers) + len({_index(t.name) for t in model.mtp if model.architecture in KEEPS_MTP})
+    layers = len(model.layers) + _mtp_layers(model)
     return Facts(
         layers=layers,
         experts=max(counts, default=0),
@@ -94,6 +95,11 @@ def _facts(model: ModelTensors) -> Facts:
         tied=model.tied,
         mxfp4_experts=model.architecture in MXFP4_EXPERTS,
     )
+
+
+def _mtp_layers(model: ModelTensors) -> int:
+    """Multi-token-prediction layers that the file has."""
+    return len({_index(tensor.name) for tensor in model.mtp}) if model.architecture in KEEPS_MTP else 0
 
 
 def _file(model: ModelTensors) -> list[_Placed]:

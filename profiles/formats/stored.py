@@ -27,7 +27,8 @@ class Stored:
     """Bytes of every block of a model under the name `quant`.
 
     A tied head counts the embedding's tensor, `tied_bytes`, once more. `mtp_bytes` are those of multi-token-prediction
-    layers, which a file may hold though plain decoding does not load them.
+    layers, which a file may hold though plain decoding does not load them; `mtp_layers` is how many of them a GGUF file
+    counts with its layers, None where there is no such file.
     """
 
     quant: str
@@ -37,7 +38,10 @@ class Stored:
     head: KindBytes
     tied_bytes: int = 0
     mtp_bytes: int = 0
+    mtp_layers: int | None = None
     notes: tuple[str, ...] = ()
+    packed_by: str | None = None
+    value_bytes: int = 2
 
 
 def by_kind(quant: str, gpu: Stored, cpu: Stored) -> Stored:

@@ -99,6 +99,7 @@ def stored_in_file(fields: Metadata, entries: Sequence[GgufEntry], quant: str) -
         head=same(parts["head"] + tied),
         tied_bytes=tied,
         mtp_bytes=parts["mtp"],
+        mtp_layers=extra,
         notes=tuple(notes),
     )
 

@@ -16,7 +16,8 @@ class Outline:
     """What the names of a model's modules and tensors depend on.
 
     `architecture` is Hugging Face's `model_type`; `experts` has the number of experts of each layer: 0 where the layer
-    is dense, None where that number is not known.
+    is dense, None where that number is not known. `mtp_layers` is how many blocks for multi-token prediction come after
+    the layers of the model's GGUF file, None where that is not known.
 
     >>> layers = [{"attention": "cuda:0", "experts": {}}, {"attention": "cuda:0", "experts": {"cpu": "all"}}]
     >>> Outline.of_plan(Placement(embedding="cpu", head="cuda:0", layers=layers)).experts
@@ -26,12 +27,13 @@ class Outline:
     model: str | None
     architecture: str | None
     experts: tuple[int | None, ...]
+    mtp_layers: int | None = None
 
     @classmethod
     def of_profile(cls, profile: ModelProfile) -> Self:
         """The outline of a known model."""
         counts = tuple(0 if layer.experts is None else layer.experts.count for layer in profile.layers)
-        return cls(profile.model, profile.architecture, counts)
+        return cls(profile.model, profile.architecture, counts, profile.mtp_layers)
 
     @classmethod
     def of_plan(cls, plan: Placement) -> Self:

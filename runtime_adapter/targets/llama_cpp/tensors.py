@@ -23,7 +23,7 @@ FILES_OF = {hf: gguf for gguf, hf in ARCHITECTURES.items()} | {
 """Hugging Face's `model_type` -> llama.cpp's architecture, where dashes for underscores do not give it."""
 MTP_BLOCKS = {"glm4_moe": 1}
 """Blocks for multi-token prediction after the layers, which llama.cpp counts as layers though it does not run them.
-GLM-4.5-Air's 46 layers are "offloaded 48/48" with the output. Files of other models in our presets have none."""
+GLM-4.5-Air's 46 layers are "offloaded 48/48" with the output. For files nobody has read: what published ones have."""
 WITH_BIASES = ("gpt-oss",)
 _ANY = ("deepseek2", "qwen2moe", "qwen3moe", "glm4moe", "gpt-oss", "llama4", "qwen3next", "phimoe")
 _PREFIX = "blk.{bid}."
@@ -52,8 +52,9 @@ class NamedTensor:
 
 
 def blocks_of(outline: Outline) -> int:
-    """The layers as llama.cpp counts them, without the output."""
-    return len(outline.experts) + MTP_BLOCKS.get(outline.architecture or "", 0)
+    """The layers as llama.cpp counts them, without the output: those for multi-token prediction are the file's."""
+    extra = outline.mtp_layers
+    return len(outline.experts) + (MTP_BLOCKS.get(outline.architecture or "", 0) if extra is None else extra)
 
 
 @lru_cache(maxsize=16)
