@@ -20,16 +20,18 @@ KEEPS_MTP = ("glm4_moe",)
 """Architectures whose multi-token-prediction layers go into the GGUF file; for the others they are dropped."""
 MXFP4_EXPERTS = ("gpt_oss",)
 """Architectures whose experts come in MXFP4 and stay so in every file."""
-KEEPS_FUSED = ("gemma4", "gemma4_text", "granitemoe_swa")
+KEEPS_FUSED = ("gemma4", "gemma4_text", "gemma4_unified", "gemma4_unified_text", "granitemoe_swa")
 """Families whose experts' gate and up projections stay one tensor."""
+WITH_ROPE_FACTORS = "gemma4"
+"""The architecture whose files have a factor for every rotated pair of the layers that attend to everything."""
 WHOLE_KV_B = ("deepseek_v2",)
 """Latent attention whose published files are older than the split of kv_b into attn_k_b and attn_v_b (spring 2025)."""
 ROUTER_BIAS = (
     "afmoe", "bailing_moe_v2", "bailing_moe_v3", "deepseek_v3", "deepseek_v32", "deepseek_v4", "dots1",
     "dots3_note_text", "ernie4_5_moe", "exaone_moe", "glm4_moe", "glm4_moe_lite", "glm4v_moe_text", "glm5_next_text",
     "glm_moe_dsa", "hy_v3", "hy_v4", "kimi_k2", "kimi_k25", "kimi_k3", "kimi_linear", "lfm2_moe", "mimo_v2",
-    "mimo_v2_flash", "minimax_m2", "minimax_m3", "minimax_m3_vl_text", "nemotron_h", "solar_open", "step3p5",
-    "step3p7",
+    "mimo_v2_flash", "minimax_m2", "minimax_m3", "minimax_m3_vl_text", "nemotron_h", "sarvam_moe", "solar_open",
+    "step3p5", "step3p7",
 )  # fmt: skip
 """Families whose routers correct their scores by a bias an expert, in transformers a buffer and no parameter."""
 LAYERS_OF_70B = 80
@@ -106,6 +108,8 @@ def _file(model: ModelTensors) -> list[_Placed]:
     """Every tensor of the file, the token embedding first."""
     placed = [_Placed(_plain("token_embd.weight", model.embedding[0]), "embedding")]
     placed += [_Placed(_plain(TOP.get(t.name, t.name), t), "embedding") for t in model.embedding[1:]]
+    if file_architecture(model.architecture) == WITH_ROPE_FACTORS:
+        placed.append(_Placed(GgufTensor("rope_freqs.weight", (_largest_head(model) // 2,)), "embedding"))
     for index, layer in enumerate(model.layers):
         around = _attention(index, layer, model.architecture)
         placed += [_Placed(t, "embedding" if t.layer is None else "attention") for t in around]
@@ -118,6 +122,12 @@ def _file(model: ModelTensors) -> list[_Placed]:
         for tensor in model.mtp:
             placed += [_Placed(t, "mtp") for t in _of_layer(_index(tensor.name), tensor, model.architecture)]
     return placed
+
+
+def _largest_head(model: ModelTensors) -> int:
+    """The size of a head, the largest where layers differ; from the norm of its queries."""
+    norms = (t for layer in model.layers for t in layer.attention if t.name.endswith(".q_norm.weight"))
+    return max(norm.shape[0] for norm in norms)
 
 
 def _is_tied(tensor: Tensor, model: ModelTensors) -> bool:

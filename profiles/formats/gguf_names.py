@@ -15,9 +15,10 @@ from gguf.tensor_mapping import TensorNameMap
 ARCHITECTURES = {
     "afmoe": "afmoe", "arctic": "arctic", "bailing_moe": "bailingmoe", "bailing_moe_v2": "bailingmoe2",
     "bailing_moe_v3": "bailingmoe3", "cohere2_moe": "cohere2moe", "cohere2_vision": "cohere2moe", "dbrx": "dbrx",
-    "deepseek": "deepseek", "deepseek_v2": "deepseek2", "deepseek_v3": "deepseek2", "deepseek_v32": "deepseek32",
-    "deepseek_v4": "deepseek4", "dots1": "dots1", "dots3_note_text": "dots3note", "ernie4_5_moe": "ernie4_5-moe",
-    "exaone_moe": "exaone-moe", "gemma4_text": "gemma4", "glm4_moe": "glm4moe", "glm4_moe_lite": "deepseek2",
+    "deepseek": "deepseek", "deepseek_ocr": "deepseek2-ocr", "deepseek_ocr2_text": "deepseek2-ocr",
+    "deepseek_v2": "deepseek2", "deepseek_v3": "deepseek2", "deepseek_v32": "deepseek32", "deepseek_v4": "deepseek4",
+    "dots1": "dots1", "dots3_note_text": "dots3note", "ernie4_5_moe": "ernie4_5-moe", "exaone_moe": "exaone-moe",
+    "gemma4_text": "gemma4", "gemma4_unified_text": "gemma4", "glm4_moe": "glm4moe", "glm4_moe_lite": "deepseek2",
     "glm4v_moe_text": "glm4moe", "glm5_next_text": "glm5-next", "glm_moe_dsa": "glm-dsa", "gpt_oss": "gpt-oss",
     "granitemoe": "granitemoe", "granitemoe_swa": "granite_swa", "granitemoehybrid": "granitehybrid",
     "granitemoeshared": "granitemoe", "grok": "grok", "grok-1": "grok", "grove_moe": "grovemoe",
@@ -26,12 +27,12 @@ ARCHITECTURES = {
     "lfm2_moe": "lfm2moe", "llama": "llama", "llama4_text": "llama4", "mellum": "mellum", "mimo_v2": "mimo2",
     "mimo_v2_flash": "mimo2", "minimax": "minimax-01", "minimax_m1": "minimax-01", "minimax_m2": "minimax-m2",
     "minimax_m3": "minimax-m3", "minimax_m3_vl_text": "minimax-m3", "mistral": "llama", "mistral4": "mistral4",
-    "mixtral": "llama", "nemotron_h": "nemotron_h_moe", "olmoe": "olmoe", "phimoe": "phimoe", "qwen2": "qwen2",
-    "qwen2_moe": "qwen2moe", "qwen3": "qwen3", "qwen3_5_moe_text": "qwen35moe", "qwen3_5_text": "qwen35",
-    "qwen3_moe": "qwen3moe", "qwen3_next": "qwen3next", "qwen3_omni_moe_text": "qwen3vlmoe",
+    "mistral_large3": "deepseek2", "mixtral": "llama", "nemotron_h": "nemotron_h_moe", "olmoe": "olmoe",
+    "phimoe": "phimoe", "qwen2": "qwen2", "qwen2_moe": "qwen2moe", "qwen3": "qwen3", "qwen3_5_moe_text": "qwen35moe",
+    "qwen3_5_text": "qwen35", "qwen3_moe": "qwen3moe", "qwen3_next": "qwen3next", "qwen3_omni_moe_text": "qwen3vlmoe",
     "qwen3_omni_moe_thinker": "qwen3vlmoe", "qwen3_vl_moe_text": "qwen3vlmoe", "qwen3_vl_text": "qwen3vl",
-    "qwen4_exp_text": "qwen4exp", "seed_oss": "seed_oss", "smallthinker": "smallthinker", "solar_open": "glm4moe",
-    "step3p5": "step35", "step3p7": "step35",
+    "qwen4_exp_text": "qwen4exp", "sarvam_moe": "bailingmoe2", "seed_oss": "seed_oss", "smallthinker": "smallthinker",
+    "solar_open": "glm4moe", "step3p5": "step35", "step3p7": "step35", "unlimited_ocr_text": "deepseek2-ocr",
 }  # fmt: skip
 """Hugging Face's `model_type` -> llama.cpp's architecture; a model of text and more goes by its text model's type."""
 LIKE = {
@@ -60,10 +61,13 @@ MODULES = {
     "attn_hyper_connection.input_mix_weight_down": "hc_attn_down",
     "attn_hyper_connection.input_mix_weight_up": "hc_attn_up",
     "block_sparse_moe.router": "ffn_gate_inp",
+    "ffn.router.layer": "ffn_gate_inp",
     "mlp_hyper_connection.block_inject_weight": "hc_ffn_inject",
     "mlp_hyper_connection.hc_norm": "hc_ffn_norm",
     "mlp_hyper_connection.input_mix_weight_down": "hc_ffn_down",
     "mlp_hyper_connection.input_mix_weight_up": "hc_ffn_up",
+    "norm_attn_norm.attn.Wqkv": "attn_qkv", "norm_attn_norm.attn.out_proj": "attn_output",
+    "norm_attn_norm.norm_1": "attn_norm", "norm_attn_norm.norm_2": "attn_output_norm",
     "ple.conv1d": "ple_conv1d", "ple.key_proj": "ple_key", "ple.norm_conv": "ple_norm_conv",
     "ple.norm_key": "ple_norm_key", "ple.norm_query": "ple_norm_query", "ple.value_proj": "ple_value",
     "router.proj": "ffn_gate_inp",
@@ -104,7 +108,10 @@ SPLITS = {
 }  # fmt: skip
 """Module of a layer -> the tensors that the file has for its rows, one part after the other."""
 TOP = {
+    "model.embed_tokens_per_layer.weight": "per_layer_token_embd.weight",
     "model.embedding_norm.weight": "token_embd_norm.weight",
+    "model.per_layer_model_projection.weight": "per_layer_model_proj.weight",
+    "model.per_layer_projection_norm.weight": "per_layer_proj_norm.weight",
     "ple.ple_embedding.ngram_embedding.weight": "per_layer_token_embd.weight",
     "model.hc_head.hc_base": "output_hc_base.weight", "model.hc_head.hc_fn": "output_hc_fn.weight",
     "model.hc_head.hc_scale": "output_hc_scale.weight",
