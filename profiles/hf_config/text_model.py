@@ -15,8 +15,9 @@ from profiles.hf_config.fields import Fields
 NESTED = ("thinker_config", "text_config", "llm_config", "language_config")
 """Keys under which a model of text and more keeps the config of its text model, from the outside in."""
 DISK_PREFIXES = {
+    "aria": "language_model.model.", "diffusion_gemma": "model.decoder.", "ernie4_5_vl_moe": "model.",
     "kimi_k25": "language_model.model.", "kimi_k3": "language_model.model.", "llama4": "language_model.model.",
-    "qwen3_omni_moe": "thinker.model.", "diffusion_gemma": "model.decoder.",
+    "qwen3_omni_moe": "thinker.model.",
 }  # fmt: skip
 """`model_type` of the whole -> what its checkpoints write before the text model's `layers`."""
 USUAL_PREFIX = "model.language_model."

@@ -8,16 +8,18 @@ from functools import partial
 from math import isqrt
 
 from profiles.errors import ProfileError
+from profiles.hf_config.families.deepseek import layer_tensors
 from profiles.hf_config.families.family import Family
 from profiles.hf_config.families.qwen import sparse_steps
-from profiles.hf_config.fields import MAX_LAYERS, Fields
+from profiles.hf_config.fields import Fields
 from profiles.hf_config.parts.attention import grouped_query_attention
 from profiles.hf_config.parts.basic import FeedForward, Mixer, convolution, kept, linear, norm
-from profiles.hf_config.parts.decoder import NORMS, by_layer, decoder, every_layer, layer_count, layer_kinds
+from profiles.hf_config.parts.decoder import by_layer, decoder, every_layer, layer_count, layer_kinds
 from profiles.hf_config.parts.feed_forward import gated_mlp, mixture
 from profiles.hf_config.parts.hyper_connections import NOTE as STREAMS_NOTE
 from profiles.hf_config.parts.indexers import NOTE as INDEXER_NOTE
 from profiles.hf_config.parts.indexers import indexed
+from profiles.hf_config.parts.next_token import with_mtp
 from profiles.hf_config.parts.recurrent import gated_delta_net
 from profiles.tensors import Cache, ModelTensors, Tensor, Tensors, under
 
@@ -48,27 +50,10 @@ def _qwen3_next(fields: Fields) -> ModelTensors:
     return _hybrid(fields, sparse_steps(fields, shared=True), fused=True)
 
 
-def _with_mtp(model: ModelTensors, fields: Fields, feed_forward: FeedForward) -> ModelTensors:
-    """`model` and the `mtp.*` tensors of its checkpoint, which transformers skips: layers of full attention after a
-    projection of embedding and hidden state; embedding and head are the model's own.
-    """
-    extra = fields.count("mtp_num_hidden_layers", 0, most=MAX_LAYERS)
-    if not extra:
-        return model
-    hidden = model.hidden_size
-    layer = _gated_attention(fields).tensors + feed_forward.tensors
-    layer += feed_forward.experts.tensors if feed_forward.experts else ()
-    layer += tuple(tensor for name in NORMS for tensor in norm(name, hidden))
-    tensors = linear("fc", hidden, 2 * hidden) + norm("norm", hidden)
-    tensors += norm("pre_fc_norm_embedding", hidden) + norm("pre_fc_norm_hidden", hidden)
-    tensors += tuple(tensor for index in range(extra) for tensor in under(f"layers.{index}.", layer))
-    note = f"{extra} multi-token-prediction layer(s) of the checkpoint are left out, as transformers does"
-    return replace(model, mtp=under("mtp.", tensors), notes=(*model.notes, note))
-
-
 def _qwen3_5(fields: Fields) -> ModelTensors:
     mlp = gated_mlp(fields, fields.size("intermediate_size"))
-    return _with_mtp(_hybrid(fields, every_layer(mlp), fused=False), fields, mlp)
+    model = _hybrid(fields, every_layer(mlp), fused=False)
+    return with_mtp(model, fields, layer_tensors(fields, _gated_attention(fields), mlp))
 
 
 def _experts(fields: Fields) -> FeedForward:
@@ -85,7 +70,8 @@ def _experts(fields: Fields) -> FeedForward:
 
 def _qwen3_5_moe(fields: Fields) -> ModelTensors:
     sparse = _experts(fields)
-    return _with_mtp(_hybrid(fields, every_layer(sparse), fused=False), fields, sparse)
+    model = _hybrid(fields, every_layer(sparse), fused=False)
+    return with_mtp(model, fields, layer_tensors(fields, _gated_attention(fields), sparse))
 
 
 def _indexed_attention(fields: Fields) -> Mixer:
