@@ -39,25 +39,31 @@ def grouped_query_attention(
     gated: bool = False,
     sinks: bool = False,
     window: int | None = None,
+    value_size: int | None = None,
+    out: str = "o_proj",
+    name: str = "self_attn",
 ) -> Mixer:
     """Attention whose key-value heads are shared by groups of heads; keys and values are cached.
 
     `qk_norm` normalises queries and keys per head or over their whole width; `gated` doubles the query projection.
+    `value_size` is a value head's size where it is not that of keys.
     Ignored: a causal mask halves the score FLOPs of a prompt with itself; they are counted for every pair.
     """
     hidden = fields.size("hidden_size")
     heads, kv_heads, size = head_shape(fields, head_dim)
     queries, keys = heads * size, kv_heads * size
+    values, outputs = kv_heads * (value_size or size), heads * (value_size or size)
     tensors = linear("q_proj", queries * (2 if gated else 1), hidden, bias=bias)
-    tensors += linear("k_proj", keys, hidden, bias=bias) + linear("v_proj", keys, hidden, bias=bias)
-    tensors += linear("o_proj", hidden, queries, bias=out_bias)
+    tensors += linear("k_proj", keys, hidden, bias=bias) + linear("v_proj", values, hidden, bias=bias)
+    tensors += linear(out, hidden, outputs, bias=out_bias)
     if qk_norm != "none":
         tensors += norm("q_norm", size if qk_norm == "head" else queries)
         tensors += norm("k_norm", size if qk_norm == "head" else keys)
     if sinks:
         tensors += kept("sinks", heads)
-    cache = Cache(values_per_token=2 * keys, window_tokens=window, flops_per_token_pair=4 * queries)
-    return Mixer(under("self_attn.", tensors), cache)
+    flops = 2 * (queries + outputs)
+    cache = Cache(values_per_token=keys + values, window_tokens=window, flops_per_token_pair=flops)
+    return Mixer(under(f"{name}.", tensors), cache)
 
 
 def latent_attention(fields: Fields, *, bias: bool = False, rope_key: str = "qk_rope_head_dim") -> Mixer:
