@@ -58,14 +58,17 @@ def sparse_latent(fields: Fields) -> tuple[Mixer, Mixer]:
 
 
 def _glm_moe_dsa(fields: Fields) -> ModelTensors:
-    """GLM-5; from 5.2 on most layers share the indexer of one before. A layer that predicts a further token has one."""
+    """GLM-5; from 5.2 on most layers share the indexer of one before. A layer that predicts a further token has one
+    of its own, but no embedding and head (`total_size` of GLM-5.2-FP8).
+    """
     shared, full = sparse_latent(fields)
     kinds = indexers.indexer_kinds(fields)
     feed_forward = listed_or_dense_first(fields, 3)
     model = decoder(
         fields, lambda i: full if kinds[i] == indexers.FULL else shared, feed_forward, notes=(indexers.NOTE,)
     )
-    return with_next_token_layers(model, fields, layer=layer_tensors(fields, full, shared_and_routed(fields)))
+    layer = layer_tensors(fields, full, shared_and_routed(fields))
+    return with_next_token_layers(model, fields, own_ends=False, layer=layer)
 
 
 def _glm5_next_text(fields: Fields) -> ModelTensors:
