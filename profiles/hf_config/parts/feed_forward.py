@@ -17,6 +17,13 @@ def gated_mlp(fields: Fields, width: int, *, bias: bool = False, name: str = "ml
     return FeedForward(under(f"{name}.", tensors + linear("down_proj", hidden, width, bias=bias)))
 
 
+def plain_mlp(fields: Fields, width: int, *, bias: bool = False, name: str = "mlp") -> FeedForward:
+    """A dense feed-forward network without a gate."""
+    hidden = fields.size("hidden_size")
+    tensors = linear("up_proj", width, hidden, bias=bias) + linear("down_proj", hidden, width, bias=bias)
+    return FeedForward(under(f"{name}.", tensors))
+
+
 def mixture(
     fields: Fields,
     *,
@@ -36,9 +43,11 @@ def mixture(
     name: str = "mlp",
     zero_experts: int = 0,
     expert_hidden: int | None = None,
+    gated: bool = True,
 ) -> FeedForward:
     """Routed experts with gate and up projection fused, their router, and shared experts of `shared_width` if any.
 
+    Experts that are not `gated` have no gate projection, nor have the shared ones.
     `count` and `active` are the config's keys for the number of experts and of those that a token uses.
     `zero_experts` more can be chosen that compute nothing: `active` of the routed experts is then what a token uses on
     average. `expert_hidden` is the width that experts work in where it is not the model's (their projections to and
@@ -52,13 +61,15 @@ def mixture(
     around = kept(f"{router}.weight", experts + zero_experts, hidden, fp32=router_fp32)
     around += kept(f"{router}.bias", experts + zero_experts) if router_bias else ()
     if shared_width:
-        around += gated_mlp(fields, shared_width, bias=shared_bias, name=shared_name).tensors
+        dense = gated_mlp if gated else plain_mlp
+        around += dense(fields, shared_width, bias=shared_bias, name=shared_name).tensors
         around += kept("shared_expert_gate.weight", 1, hidden) if shared_gate else ()
     outside = expert_hidden or hidden
-    gate_up = (experts, outside, 2 * width) if transposed else (experts, 2 * width, outside)
+    first, inner = ("gate_up_proj", 2 * width) if gated else ("up_proj", width)
+    up = (experts, outside, inner) if transposed else (experts, inner, outside)
     down = (experts, width, outside) if transposed else (experts, outside, width)
     inside: Tensors = (
-        Tensor("gate_up_proj", gate_up, True, transposed, stacked=2),
+        Tensor(first, up, True, transposed, stacked=inner // width),
         Tensor("down_proj", down, True, transposed),
     )
     if expert_bias:
