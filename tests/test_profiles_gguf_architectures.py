@@ -129,7 +129,7 @@ def test_queries_keys_and_values_in_one_tensor_are_cached_alike(name: str, tmp_p
         ("deepseek4", {".attention.compress_ratios": [0, 4]}, ("compress_ratios", "3 whole numbers are needed")),
         ("deepseek4", {".attention.sliding_window": None}, ("attention.sliding_window", "missing")),
         ("glm-dsa", {".attention.indexer.types": "full"}, ("attention.indexer.types", "'full'")),
-        ("minimax-m3", {".attention.value_length": None}, ("attention.value_length", "missing")),
+        ("minimax-m3", {".attention.indexer.key_length": "64"}, ("attention.indexer.key_length", "'64'")),
         ("jamba", {".ssm.state_size": None}, ("ssm.state_size", "missing")),
         ("kimi-linear", {".kda.head_dim": 0}, ("kda.head_dim", "0 is no size")),
         ("qwen4exp", {".ple.layers": [-1]}, ("ple.layers", "list of whole numbers")),

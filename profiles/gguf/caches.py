@@ -28,6 +28,8 @@ NO_GROUPS = ("jamba", "mamba")
 DELTA = "ssm_conv1d_q"
 """A tensor of delta attention, whose projections have the names of attention's."""
 LIGHTNING, LIGHTNING_INTERVAL = "minimax-01", 8
+INDEXED = ("deepseek32", "dots3note", "glm-dsa", "glm5-next", "hy_v4", "minimax-m3", "qwen4exp")
+"""Architectures whose sparse attention has an indexer; of others, layers with an indexer's tensors have one."""
 INDEX_ROWS = {"glm5-next": 3, "qwen4exp": 2}
 """Vectors of an indexer's head size that are cached a token where keys are pooled: raw, (gate,) pooled."""
 INDEX_WITH_VALUES = "minimax-m3"
@@ -59,7 +61,7 @@ def cache_of(index: int, shapes: Shapes, window: int | None, fields: Metadata) -
     attended = _attention_cache(index, shapes, stems, window, fields)
     if not attended.values_per_token:
         return attended
-    indexed = attended.values_per_token + _index_values(index, fields)
+    indexed = attended.values_per_token + _index_values(index, shapes, stems, fields)
     return replace(attended, values_per_token=indexed, state_fp32_values=state)
 
 
@@ -79,9 +81,9 @@ def together(last: Cache, draft: Cache) -> Cache:
 
 
 def _uses_other_caches(index: int, fields: Metadata) -> bool:
-    shared = fields.number(".attention.shared_kv_layers", MAX_LAYERS)
     first = SHARED_AFTER.get(fields.architecture)
-    if shared:
+    if fields.architecture == "gemma4":
+        shared = fields.number(".attention.shared_kv_layers", MAX_LAYERS) or 0
         first = fields.size(".block_count", MAX_LAYERS) - shared
     return first is not None and index >= first
 
@@ -118,7 +120,7 @@ def _recurrent_state(fields: Metadata) -> int:
 
 def _ngram_state(index: int, fields: Metadata) -> int:
     """The history of a convolution over n-gram embeddings (qwen4exp), in the layers that have them."""
-    if index not in fields.numbers(".ple.layers"):
+    if fields.architecture != "qwen4exp" or index not in fields.numbers(".ple.layers"):
         return 0
     width = fields.size(".hyper_connection.count") * fields.size(".embedding_length")
     return (fields.size(".ple.conv_kernel") - 1) * fields.size(".ple.ngram_size") * width
@@ -193,14 +195,14 @@ def _head_size(which: str, window: int | None, fields: Metadata) -> int | None:
     return own or fields.number(f".attention.{which}_length")
 
 
-def _index_values(index: int, fields: Metadata) -> int:
+def _index_values(index: int, shapes: Shapes, stems: set[str], fields: Metadata) -> int:
     """Values that a sparse attention's indexer keeps of a token: one head in every layer that has one of its own."""
     size, name = fields.number(".attention.indexer.key_length"), fields.architecture
-    if not size or fields.number(".attention.indexer.top_k") == 0:
+    if not size or not fields.number(".attention.indexer.top_k") or (name not in INDEXED and "indexer" not in stems):
         return 0
     if name == INDEX_WITH_VALUES:
-        dense = fields.number(".leading_dense_block_count") or 0
-        return size + fields.size(".attention.value_length") if index >= dense else 0
+        value = _head_size("value", None, fields) or matrix(shapes, "attn_output.weight")[0] // _heads(index, fields)
+        return size + value if index >= (fields.number(".leading_dense_block_count") or 0) else 0
     if not _has_indexer(index, fields):
         return 0
     pooled = name != "qwen4exp" or any(fields.numbers(".attention.compress_ratios"))
