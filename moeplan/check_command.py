@@ -15,6 +15,7 @@ from moeplan import cli, tables
 from moeplan.checked import Checked, Question, read_file
 from moeplan.cli import INFEASIBLE, AsJson, Hub, KvQuant, Mla, Quant
 from profiles import InfeasiblePlacement, MoeplanError
+from profiles.device_names import on_machine
 from profiles.document import read_text, write_text
 from runtime_adapter.export import export
 from runtime_adapter.read_rules import guess_format
@@ -63,6 +64,8 @@ def check(
         field = "model" if stored is None else "hardware"
         raise MoeplanError(f"{rules}: {field}: missing; add it or pass --{field}")
     question = Question.about(plan, stored, cli._machine(machine), changes, safety_margin, target)
+    if known != "moeplan":  # whose text has numbers of GPUs, or names of its own
+        plan = plan.renamed(on_machine(plan.devices, [device.name for device in question.machine.devices]))
     ours = replace(question, profile=planned)
     counted = tuple(note for note in stored.notes if note.startswith("bytes by operator"))
     checked = Checked(known, plan, question.judge(plan), counted)
@@ -103,7 +106,7 @@ def _show(checked: Checked, question: Question, title: str, as_json: bool, fixed
         return
     out = cli.console()
     found = checked.found
-    out.print(tables.plan_table(checked.plan, found.memory, title))
+    out.print(tables.plan_table(checked.plan, found.memory, title, found.pools))
     for line in tables.short_lines(found.short_bytes):
         out.print(line, style="red", highlight=False)
     if found.feasible:
@@ -111,7 +114,9 @@ def _show(checked: Checked, question: Question, title: str, as_json: bool, fixed
             out.print(line, style="yellow", highlight=False)
         out.print(f"fits; predicted: {tables.prediction_line(found.prediction)}", highlight=False)
     else:
-        out.print(f"does not fit: {len(found.short_bytes)} of {len(found.memory)} devices overflow", highlight=False)
+        places = "devices and pools" if found.pools else "devices"
+        there = len(found.memory) + len(found.pools)
+        out.print(f"does not fit: {len(found.short_bytes)} of {there} {places} overflow", highlight=False)
     for note in checked.notes:
         out.print(f"note: {note}", highlight=False, markup=False, style="dim")
     if checked.ours is not None and checked.judged is not None:

@@ -151,5 +151,6 @@ def _figures(found: Evaluation) -> dict[str, Any]:
         "objective": found.objective,
         "objective_s": found.objective_s,
         "memory": {device: held.model_dump(exclude_none=True) for device, held in found.memory.items()},
+        **({"pools": {name: held.model_dump() for name, held in found.pools.items()}} if found.pools else {}),
         "prediction": found.prediction.model_dump(),
     }

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from moeplan import grid, palette
 from moeplan.grid import AXES, Line, value_text
+from profiles.device_names import short_name
 from profiles.document import short
 from profiles.errors import MoeplanError
 from profiles.layer_map import (
@@ -24,7 +25,6 @@ from profiles.layer_map import (
     device_colours,
     device_order,
     ink,
-    short_name,
 )
 from profiles.placement import DeviceMemory, Placement
 from profiles.units import gb

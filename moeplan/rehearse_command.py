@@ -13,6 +13,7 @@ from rich.table import Table
 from moeplan import cli
 from moeplan.cli import AsJson, BatchSize, GeneratedTokens, Hub, Model, Output, PrefillChunk, PromptTokens
 from profiles import Hardware, MoeplanError, Placement, load_hardware, load_placement
+from profiles.device_names import gpu_numbers
 from profiles.document import read_document
 from profiles.load_model import with_hub_config
 from profiles.presets import model_config_preset
@@ -141,7 +142,7 @@ def rehearse_plan(
 def _virtual(machine: Hardware) -> dict[str, str]:
     from runtime_adapter.virtual_gpus import NAME
 
-    return {gpu.name: f"{NAME}:{gpu.name.removeprefix('cuda:')}" for gpu in machine.gpus}
+    return {name: f"{NAME}:{number}" for name, number in gpu_numbers(gpu.name for gpu in machine.gpus).items()}
 
 
 def _rehearsed(rows: Any) -> Table:

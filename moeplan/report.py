@@ -52,6 +52,7 @@ def _evaluated(plan: Placement, costs: CostModel, found: Evaluation) -> Placemen
         hardware=costs.hardware.name,
         workload=costs.workload,
         memory=found.memory,
+        pools=found.pools or None,
         prediction=told.replace(interval=interval),
         objective=found.objective,
         objective_s=found.objective_s,
@@ -130,6 +131,8 @@ def _memory_rows(plan: Placement) -> Iterator[list[str]]:
         held = memory[device]
         parts = (held.weights_bytes, held.kv_bytes, held.workspace_bytes)
         yield [device, *map(gb, (*parts, held.used_bytes, held.usable_bytes, held.free_bytes))]
+    for name, shared in (plan.pools or {}).items():
+        yield [name, *[""] * 3, *map(gb, (shared.used_bytes, shared.usable_bytes, shared.free_bytes))]
 
 
 def _time_rows(times: Breakdown) -> Iterator[list[str]]:

@@ -9,7 +9,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from profiles import Attention, Block, DeviceMemory, Experts, Hardware, ModelProfile, Placement, Prediction
-from profiles.placement import in_short
+from profiles.placement import PoolMemory, in_short
 from profiles.units import gb
 from solver import Evaluation
 
@@ -47,14 +47,20 @@ def _number(name: str) -> Column:
     return Column(name, justify="right", no_wrap=True)
 
 
-def plan_table(plan: Placement, memory: Mapping[str, DeviceMemory], title: str) -> Table:
-    """One row a device: what it holds, its memory bar, bytes used of usable, bytes free or missing."""
+def plan_table(
+    plan: Placement, memory: Mapping[str, DeviceMemory], title: str, pools: Mapping[str, PoolMemory] | None = None
+) -> Table:
+    """One row a device: what it holds, its memory bar, bytes used of usable, bytes free or missing; then one for each
+    memory that devices share, the plan's own where none are given."""
     table = _table(
         title, "device", "holds", Column("memory", no_wrap=True), _number("used"), _number("usable"), _number("free")
     )
     for device, held in memory.items():
         free = Text(gb(held.free_bytes), style="bold red" if held.free_bytes < 0 else "")
         table.add_row(device, plan.holds(device), memory_bar(held), gb(held.used_bytes), gb(held.usable_bytes), free)
+    for name, shared in (plan.pools or {} if pools is None else pools).items():
+        free = Text(gb(shared.free_bytes), style="bold red" if shared.free_bytes < 0 else "")
+        table.add_row(name, "what devices share, in all", "", gb(shared.used_bytes), gb(shared.usable_bytes), free)
     table.caption = "  ".join(f"{mark} {name}" for name, mark, _ in PARTS) + "  · free"
     table.caption_justify = "left"
     return table
@@ -185,7 +191,7 @@ def _experts_cells(block: Block) -> tuple[str, str]:
 
 
 def hardware_tables(hardware: Hardware) -> list[Table]:
-    """Devices, then cores where they are known, then links where there are any."""
+    """Devices, then cores where they are known, then shared memory and links where there are any."""
     devices = _table(
         hardware.name, "device", "model", _number("memory"), _number("reserved"), _number("bandwidth"),
         _number("16-bit peak"),
@@ -204,11 +210,15 @@ def hardware_tables(hardware: Hardware) -> list[Table]:
         known = (device.cores, device.threads, device.numa_nodes)
         if any(known) or device.isa:
             cores.add_row(device.name, *(str(n or "?") for n in known), " ".join(device.isa or ("?",)))
+    pools = _table("", "shared memory", "of", _number("memory"), _number("reserved"))
+    for pool in hardware.pools:
+        names = ", ".join(device.name for device in hardware.in_pool(pool.name))
+        pools.add_row(pool.name, names, gb(pool.memory_bytes), gb(pool.reserved_bytes))
     links = _table("", "link", _number("bandwidth"), _number("latency"))
     for link in hardware.links:
         rate = f"{link.bandwidth_bytes_per_s / 1e9:,.1f} GB/s"
         links.add_row(" - ".join(link.between), rate, f"{link.latency_s * 1e6:.1f} us")
-    return [table for table in (devices, cores, links) if table is devices or table.row_count]
+    return [table for table in (devices, cores, pools, links) if table is devices or table.row_count]
 
 
 def comparison_table(title: str, found: Mapping[str, Evaluation], plans: Sequence[Placement]) -> Table:

@@ -7,7 +7,8 @@ torch calls AMD GPUs `cuda:<index>` as well (its ROCm build), Intel's `xpu:<inde
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal, get_args
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, WithJsonSchema
 
@@ -99,5 +100,76 @@ def default_backend(name: str) -> Backend:
     return BACKENDS[gpu_type(name)][0]
 
 
-def is_backend(word: str) -> bool:
-    return word in get_args(Backend)
+def gpu_numbers(names: Iterable[str]) -> dict[str, int]:
+    """A number of its own for every GPU of a machine: its index, counted on from one type to the next.
+
+    >>> gpu_numbers(["xpu:1", "cpu", "cuda:2"])
+    {'cuda:2': 2, 'xpu:1': 4}
+    """
+    found: dict[str, int] = {}
+    first, type_ = 0, ""
+    for name in sorted(filter(is_gpu, names), key=in_order):
+        if gpu_type(name) != type_:
+            first, type_ = max(found.values(), default=-1) + 1, gpu_type(name)
+        found[name] = first + gpu_index(name)
+    return found
+
+
+# ---- llama.cpp's names ---------------------------------------------------------------------------------------------
+
+LLAMA_CPP: dict[Backend, str] = {
+    "cuda": "CUDA", "rocm": "ROCm", "sycl": "SYCL", "metal": "MTL", "vulkan": "Vulkan", "cann": "CANN"
+}  # fmt: skip
+"""What llama.cpp's devices and their buffers are called, before a number (build 11434: GGML_*_NAME in ggml's headers
+and ggml-metal.cpp, where the device of a Mac is MTL0; older builds say Metal)."""
+_LLAMA_CPP = re.compile(
+    r"(CUDA|ROCm|HIP|MUSA|SYCL|MTL|Vulkan|CANN)([0-9]{1,2})(?:_Private|_Mapped)?|(Metal)", re.IGNORECASE
+)
+_MEANT: dict[str, tuple[str, Backend]] = {
+    "cuda": ("cuda", "cuda"), "rocm": ("cuda", "rocm"), "hip": ("cuda", "rocm"), "musa": ("cuda", "cuda"),
+    "vulkan": ("cuda", "vulkan"), "sycl": ("xpu", "sycl"), "mtl": ("mps", "metal"), "metal": ("mps", "metal"),
+    "cann": ("npu", "cann"),
+}  # fmt: skip
+
+
+def of_llama_cpp(word: str) -> tuple[str, Backend] | None:
+    """The name and the backend of a GPU as llama.cpp calls it; None where it is none. Vulkan does not say whose GPU it
+    is: `cuda` is taken, and `on_machine` sets it right where the machine is known.
+
+    >>> of_llama_cpp("ROCm1"), of_llama_cpp("SYCL0"), of_llama_cpp("Metal"), of_llama_cpp("CPU")
+    (('cuda:1', 'rocm'), ('xpu:0', 'sycl'), ('mps:0', 'metal'), None)
+    """
+    found = _LLAMA_CPP.fullmatch(word)
+    if found is None:
+        return None
+    type_, backend = _MEANT[(found[1] or found[3]).lower()]
+    name = f"{type_}:{int(found[2] or 0)}"
+    return (name, backend) if DEVICE_NAME.fullmatch(name) else None
+
+
+def for_llama_cpp(names: Iterable[str], backends: Mapping[str, Backend]) -> dict[str, str]:
+    """What llama.cpp calls the GPUs of a machine; those of one backend are counted together, in `in_order`. GPUs that
+    it has no backend for are left out.
+
+    >>> for_llama_cpp(["cuda:0", "cuda:1", "xpu:0", "cpu"], {"cuda:0": "vulkan", "xpu:0": "vulkan"})
+    {'cuda:0': 'Vulkan0', 'cuda:1': 'CUDA1', 'xpu:0': 'Vulkan1'}
+    """
+    gpus = sorted(filter(is_gpu, names), key=in_order)
+    drives = {name: backends.get(name, default_backend(name)) for name in gpus}
+    alike = {backend: gpu_numbers(name for name in gpus if drives[name] == backend) for backend in drives.values()}
+    known = (name for name in gpus if drives[name] in LLAMA_CPP)
+    return {name: f"{LLAMA_CPP[drives[name]]}{alike[drives[name]][name]}" for name in known}
+
+
+def on_machine(names: Iterable[str], machine: Iterable[str]) -> dict[str, str]:
+    """Which of the machine's devices are meant, where a text only has numbers: a GPU that it has by no such name is
+    that of the same number.
+
+    >>> on_machine(["cuda:0", "cpu"], ["xpu:0", "xpu:1", "cpu"])
+    {'cuda:0': 'xpu:0', 'cpu': 'cpu'}
+    """
+    there = list(machine)
+    by_number = {number: name for name, number in gpu_numbers(there).items()}
+    given = list(names)
+    numbers = gpu_numbers(given)
+    return {name: name if name in there else by_number.get(numbers.get(name, -1), name) for name in given}

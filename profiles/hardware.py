@@ -62,7 +62,7 @@ class Device(Noun):
 
     `pool` names the memory that the device shares with others (`Pool`); `memory_bytes` is then the most that this
     device may have of it. `backend` is what drives a GPU (torch says `cuda:0` with ROCm, too): exports to llama.cpp
-    name devices by it.
+    name devices by it. `compute_capability` is NVIDIA's (`8.9`): which kernels there are for a GPU depends on it.
     """
 
     error: ClassVar[type[MoeplanError]] = HardwareError
@@ -71,6 +71,7 @@ class Device(Noun):
     kind: Literal["gpu", "cpu"]
     model: str | None = None
     backend: Backend | None = None
+    compute_capability: Annotated[str, Field(pattern=r"^[0-9]{1,2}\.[0-9]$")] | None = None
     memory_bytes: Annotated[ByteCount, Field(gt=0)]
     pool: str | None = None
     reserved_bytes: ByteCount = 0
@@ -231,6 +232,11 @@ class Hardware(Document):
     def in_pool(self, name: str) -> tuple[Device, ...]:
         """The devices that share the pool called `name`, in the machine's order."""
         return tuple(device for device in self.devices if device.pool == name)
+
+    @property
+    def backends(self) -> dict[str, Backend]:
+        """What drives the GPUs for which their names do not say it."""
+        return {gpu.name: gpu.backend for gpu in self.gpus if gpu.backend not in (None, default_backend(gpu.name))}
 
     @property
     def gpus(self) -> tuple[Device, ...]:

@@ -12,6 +12,8 @@ from html import escape
 from itertools import groupby
 from typing import TYPE_CHECKING
 
+from profiles.device_names import in_order, short_name
+
 if TYPE_CHECKING:
     from profiles.placement import LayerPlacement, Placement
 
@@ -34,17 +36,12 @@ class Cell:
 
 
 def device_order(devices: Iterable[str]) -> list[str]:
-    """GPUs by number, then the CPU.
+    """GPUs by type and number, then the CPU.
 
     >>> device_order({"cpu", "cuda:10", "cuda:9"})
     ['cuda:9', 'cuda:10', 'cpu']
     """
-    return sorted(devices, key=lambda device: (device == "cpu", len(device), device))
-
-
-def short_name(device: str) -> str:
-    """A device for small places: `0` for `cuda:0`."""
-    return device.removeprefix("cuda:")
+    return sorted(devices, key=in_order)
 
 
 def device_colours(devices: Iterable[str]) -> dict[str, str]:

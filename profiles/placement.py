@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from html import escape
 from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from profiles.device_names import DeviceName
+from profiles.device_names import Backend, DeviceName
 from profiles.document import Document, Noun, SchemaOne, short, text_keys
 from profiles.hardware import Margin
 from profiles.layer_map import device_colours, device_order, svg
@@ -129,7 +130,8 @@ class Placement(Document):
     `bound_s` is a proven lower bound over all placements that the granularity and target allow, and
     `gap` = (objective_s - bound_s) / objective_s. With granularity expert `module_bound_s` is what every plan takes at
     least that leaves each layer's experts whole. `pools` are memories that devices share; bytes of `memory` count once
-    against theirs. A placement written by hand needs only `embedding`, `head`, `layers`.
+    against theirs. `backends` has GPUs that are not driven as their names would have it. A placement written by hand
+    needs only `embedding`, `head`, `layers`.
 
     >>> plan = Placement(embedding="cpu", head="cuda:0", layers=[{"attention": "cuda:0", "experts": {"cpu": "all"}}])
     >>> plan.layers[0].experts_device
@@ -152,6 +154,7 @@ class Placement(Document):
     gap: Share | None = None
     module_bound_s: Seconds | None = None
     solve_s: Seconds | None = None
+    backends: dict[DeviceName, Backend] | None = None
     embedding: DeviceName
     head: DeviceName
     layers: Annotated[tuple[LayerPlacement, ...], Field(min_length=1, max_length=10_000)]
@@ -161,6 +164,19 @@ class Placement(Document):
     workload: Annotated[Workload, BeforeValidator(text_keys)] | None = None
     safety_margin: Margin | None = None
     notes: tuple[str, ...] | None = None
+
+    def renamed(self, names: Mapping[str, str]) -> Self:
+        """The same blocks on devices of other names; what was found out about the plan is left as it is."""
+        layers = tuple(
+            layer.replace(
+                attention=names.get(layer.attention, layer.attention),
+                experts={names.get(device, device): part for device, part in layer.experts.items()},
+            )
+            for layer in self.layers
+        )
+        backends = {names.get(device, device): backend for device, backend in (self.backends or {}).items()} or None
+        ends = {"embedding": names.get(self.embedding, self.embedding), "head": names.get(self.head, self.head)}
+        return self.replace(layers=layers, backends=backends, **ends)
 
     @property
     def devices(self) -> frozenset[str]:

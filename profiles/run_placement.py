@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from profiles.device_names import DEVICE_NAME, of_llama_cpp, on_machine
 from profiles.document import one_line, short
 from profiles.errors import ProfileError
 from profiles.hardware import Hardware
@@ -167,8 +168,10 @@ def _rule(text: str, hardware: Hardware) -> tuple[re.Pattern[str], str]:
         compiled = re.compile(pattern)
     except re.error as problem:
         raise ProfileError(one_line(f"tensor_overrides: {short(text)}: {problem}; write e.g. exps=CPU")) from None
-    plain = re.sub(r"^(?:cuda|rocm|vulkan|sycl):?(?=\d+$)", "cuda:", buffer.strip().lower())
-    device = "cpu" if plain.startswith(("cpu", "cuda_host")) else plain
-    if device not in [known.name for known in hardware.devices]:
+    plain, known = buffer.strip(), [device.name for device in hardware.devices]
+    found = of_llama_cpp(plain.replace(":", ""))
+    device = "cpu" if re.match(r"cpu|\w+_host", plain, re.IGNORECASE) else found[0] if found else plain.lower()
+    device = on_machine([device], known)[device] if DEVICE_NAME.fullmatch(device) else device
+    if device not in known:
         raise ProfileError(one_line(f"tensor_overrides: {short(text)}: {short(buffer)} is no device of this machine"))
     return compiled, device

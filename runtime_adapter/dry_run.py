@@ -58,12 +58,12 @@ def _run(
     plan: Placement, source: Any, steps: list[tuple[str, int]], batch_size: int, caps: Mapping[str, int]
 ) -> DryRun:
     from runtime_adapter.apply import apply
-    from runtime_adapter.fakes.devices import fake_machine, fake_name
+    from runtime_adapter.fakes.devices import fake_machine, fake_names
     from runtime_adapter.fakes.model import fake_model
     from runtime_adapter.fakes.run import Count, phases
     from runtime_adapter.meta.profile import offline_and_quiet
 
-    names = {fake_name(name): name for name in sorted({*plan.devices, "cpu"})}
+    names = {fake: name for name, fake in fake_names(plan.devices).items()}
     with offline_and_quiet(), fake_machine() as ledger:
         model = fake_model(source)
         apply(plan, model, devices={name: fake for fake, name in names.items()})  # never undone: it ends here

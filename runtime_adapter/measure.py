@@ -11,6 +11,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from profiles import load_profile
+from profiles.device_names import DEVICE_NAME
 from profiles.errors import ApplyError
 from profiles.load import load_workload
 from profiles.model import Block, ModelProfile
@@ -42,9 +43,9 @@ def measure(
     they differ by is noise. Times do not follow the context: measure with the workload that is meant.
 
     `devices` maps a plan's device names to torch devices, one of each kind that is to be measured; by default the CPU,
-    and cuda:0 where there is one. The whole model is moved to each and back. Times are kept by kind of device, or by
-    name where several GPUs are measured. Raises ApplyError where a device does not take the model, or `repeats` is not
-    a positive whole number.
+    and the first GPU where there is one (cuda:0, xpu:0, mps:0 …). The whole model is moved to each and back. Times are
+    kept by kind of device, or by name where several GPUs are measured. Raises ApplyError where a device does not take
+    the model, or `repeats` is not a positive whole number.
     """
     if importlib.util.find_spec("torch") is None:
         raise ApplyError("measure: torch is not installed; install moeplan[torch]")
@@ -92,7 +93,9 @@ def together(profiles: Sequence[ModelProfile]) -> ModelProfile:
 def _default_devices() -> dict[str, str]:
     import torch
 
-    return {"cpu": "cpu", **({"cuda:0": "cuda:0"} if torch.cuda.is_available() else {})}
+    found = torch.accelerator.current_accelerator(check_available=True)
+    name = "" if found is None else f"{found.type}:0"
+    return {"cpu": "cpu", **({name: name} if DEVICE_NAME.fullmatch(name) else {})}
 
 
 def _by_kind(times: Mapping[str, Times]) -> dict[str, Times]:

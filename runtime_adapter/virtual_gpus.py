@@ -26,6 +26,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F  # noqa: N812 -- torch's own name for it
 
+from profiles.device_names import gpu_numbers
 from profiles.placement import Placement
 from runtime_adapter.fakes.devices import fake_device_type
 
@@ -39,7 +40,7 @@ INDEXING = (aten.index.Tensor, aten.index_put.default, aten.index_put_.default, 
 
 def stand_ins(plan: Placement) -> dict[str, str]:
     """A virtual GPU for every GPU of a plan: what `apply` takes as `devices`."""
-    return {name: f"{NAME}:{name.removeprefix('cuda:')}" for name in sorted(plan.devices) if name != "cpu"}
+    return {name: f"{NAME}:{number}" for name, number in gpu_numbers(plan.devices).items()}
 
 
 class Ledger:

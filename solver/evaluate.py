@@ -28,8 +28,9 @@ class Evaluation:
 
     @property
     def short_bytes(self) -> dict[str, int]:
-        held = [*self.memory.items(), *self.pools.items()]
-        return {name: -there.free_bytes for name, there in held if there.free_bytes < 0}
+        free = {name: held.free_bytes for name, held in self.memory.items()}
+        free |= {name: shared.free_bytes for name, shared in self.pools.items()}
+        return {name: -n_bytes for name, n_bytes in free.items() if n_bytes < 0}
 
     @property
     def feasible(self) -> bool:

@@ -22,6 +22,9 @@ FINEST: dict[str, Granularity] = {
     "sglang-kt": "expert",
 }
 """The finest granularity that each target can express: one entry for each of cost_models.targets.TARGETS."""
+ONLY_CUDA = ("ktransformers", "sglang-kt")
+"""Targets whose operators, as moeplan writes them, are for CUDA: KTransformers has other files of rules for ROCm and
+Intel GPUs (kvcache-ai/ktransformers, doc/en/ROCm.md and xpu.md, both beta), kt-kernel's guides are for CUDA."""
 _COARSER: tuple[Granularity, ...] = ("expert", "module", "layer")
 
 
@@ -129,10 +132,19 @@ def _of_target(costs: CostModel, target: str) -> Iterator[Restriction]:
     ktransformers looks tokens up on the CPU, runs attention on GPUs only, and its Mixtral has no transfer map, so all
     of that attention stays on the first GPU (docs/ktransformers.md). llama.cpp looks tokens up on the CPU. sglang-kt
     runs all but experts on GPUs, of which it is given one here (several would share every tensor), and experts there or
-    on the CPU.
+    on the CPU. Both have their kernels for CUDA alone (`ONLY_CUDA`): GPUs of other makers hold nothing.
     """
     why, layers = f"target {target}", range(len(costs.profile.layers))
-    gpus = [device.name for device in costs.hardware.gpus]
+    gpus = [gpu.name for gpu in costs.hardware.gpus if target not in ONLY_CUDA or gpu.driven_by == "cuda"]
+    if target in ONLY_CUDA and costs.hardware.gpus and not gpus:
+        drivers = ", ".join(sorted({str(gpu.driven_by) for gpu in costs.hardware.gpus}))
+        remedy = "use target llama.cpp, torch or accelerate"
+        raise TargetError(f"{why}: runs on CUDA GPUs, {costs.hardware.name} has none (but {drivers}); {remedy}")
+    if len(gpus) < len(costs.hardware.gpus):
+        may = frozenset([*gpus, "cpu"])
+        with_experts = [i for i in layers if costs.profile.layers[i].experts is not None]
+        yield Restriction(why, "head", range(1), may)
+        yield Restriction(why, "experts", with_experts, may)
     if target in ("ktransformers", "llama.cpp"):
         yield Restriction(why, "embedding", range(1), frozenset(["cpu"]))
     if target == "ktransformers":

@@ -231,6 +231,7 @@ def described(
         kv_quant=profile.kv_quant,
         mla=profile.mla,
         hardware=costs.hardware.name,
+        backends=costs.hardware.backends or None,
         target=costs.target,
         granularity=granularity,
         workload=costs.workload,

@@ -26,7 +26,7 @@ import vgpu  # noqa: E402 -- these need torch; vgpu first, because torch knows o
 from tiny_models import COMMON, FAMILIES, tiny_model  # noqa: E402
 
 from runtime_adapter.apply import apply  # noqa: E402
-from runtime_adapter.fakes.devices import fake_machine, fake_name  # noqa: E402
+from runtime_adapter.fakes.devices import fake_machine, fake_names  # noqa: E402
 
 GIB = 2**30
 MACHINE = load_hardware("8xA100-80GB")
@@ -248,7 +248,7 @@ def test_nothing_is_left_after_a_run_and_runs_do_not_add_up() -> None:
     first = dry_run(plan, config, prompt_tokens=16, new_tokens=1)
     assert dry_run(plan, config, prompt_tokens=16, new_tokens=1) == first
     with fake_machine() as ledger:
-        kept = torch.empty(1000, device=fake_name("cuda:3"))
+        kept = torch.empty(1000, device=fake_names(["cuda:3"])["cuda:3"])
         view = kept[10:20]
         del kept
         assert ledger.live[view.device] == 4000

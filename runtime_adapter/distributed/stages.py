@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-from profiles.device_names import DEVICE_NAME
+from profiles.device_names import ALLOWED, DEVICE_NAME, gpu_type, in_order
 from profiles.errors import ApplyError
 from profiles.placement import LayerPlacement, Placement
 
@@ -73,8 +73,8 @@ def stage_plan(plan: Placement, stage: Stage) -> Placement:
 def local_devices(hosts: Hosts, rank: int, environment: Mapping[str, str]) -> dict[str, str]:
     """The torch device of each GPU of `rank`, where torchrun started one group of ranks a host.
 
-    On a host of several, the plan's GPUs are counted from cuda:0 in the order of their numbers, over all ranks of the
-    host. On a single host, and where the environment does not say, a name means itself.
+    On a host of several, the plan's GPUs of each type are counted from 0 in the order of their numbers, over all ranks
+    of the host. On a single host, and where the environment does not say, a name means itself.
 
     >>> hosts = [["cuda:0", "cuda:1"], ["cuda:2", "cuda:3", "cpu"]]
     >>> local_devices(hosts, 1, {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"})
@@ -86,8 +86,9 @@ def local_devices(hosts: Hosts, rank: int, environment: Mapping[str, str]) -> di
         return {name: name for name in own}
     start = rank - int(here)
     names = {name for names in hosts[start : start + int(count)] for name in names if name != "cpu"}
-    order = sorted(names, key=lambda name: int(name.partition(":")[2]))
-    return {name: f"cuda:{order.index(name)}" for name in own}
+    order = sorted(names, key=in_order)
+    alike = {name: [other for other in order if gpu_type(other) == gpu_type(name)] for name in own}
+    return {name: f"{gpu_type(name)}:{alike[name].index(name)}" for name in own}
 
 
 def _gpu_ranks(plan: Placement, hosts: Hosts) -> dict[str, int]:
@@ -98,7 +99,7 @@ def _gpu_ranks(plan: Placement, hosts: Hosts) -> dict[str, int]:
             raise ApplyError(f"hosts[{rank}]: {names!r} is not a list; give every rank a list of the plan's devices")
         for name in names:
             if not isinstance(name, str) or not DEVICE_NAME.fullmatch(name):
-                raise ApplyError(f"hosts[{rank}]: {name!r} is not a device of a plan; use 'cpu', 'cuda:0', 'cuda:1', …")
+                raise ApplyError(f"hosts[{rank}]: {name!r} is not a device of a plan; use {ALLOWED}")
             if name != "cpu" and found.setdefault(name, rank) != rank:
                 raise ApplyError(f"hosts[{rank}]: {name} is on rank {found[name]}, too; name each GPU once")
     lost = sorted(plan.devices - found.keys() - {"cpu"})

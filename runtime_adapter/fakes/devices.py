@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import weakref
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +19,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils import backend_registration
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from profiles.device_names import gpu_numbers
 
 NAME = "vgpu"
 MOST_DEVICES = 1024
@@ -195,9 +197,10 @@ class _Shapes(FakeTensorMode):  # type: ignore[no-untyped-call]
         return True
 
 
-def fake_name(device: str) -> str:
-    """The fake device that stands for one of a plan: itself for `cpu`."""
-    return device if device == "cpu" else f"{fake_device_type()}:{device.removeprefix('cuda:')}"
+def fake_names(devices: Iterable[str]) -> dict[str, str]:
+    """The fake devices that stand for those of a plan: itself for `cpu`."""
+    numbers, kind = gpu_numbers(devices), fake_device_type()
+    return {"cpu": "cpu", **{name: f"{kind}:{number}" for name, number in numbers.items()}}
 
 
 @contextmanager

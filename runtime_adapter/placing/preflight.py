@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from profiles.device_names import DEVICE_NAME
+from profiles.device_names import ALLOWED, DEVICE_NAME
 from profiles.errors import ApplyError
 from profiles.placement import LayerPlacement, Placement
 from runtime_adapter.anatomy import Anatomy, anatomy_of, expert_count
@@ -93,7 +93,7 @@ def real_devices(plan: Placement, devices: Mapping[str, torch.device | str]) -> 
     """The torch device of every device of the plan, each with its index and tried out by a small allocation."""
     wrong = next((name for name in devices if not DEVICE_NAME.fullmatch(str(name))), None)
     if wrong is not None:
-        raise ApplyError(f"devices: {wrong!r} is not a device of a plan; use 'cpu' or 'cuda:0', 'cuda:1', …")
+        raise ApplyError(f"devices: {wrong!r} is not a device of a plan; use {ALLOWED}")
     return {name: _existing(name, devices.get(name, name)) for name in sorted(plan.devices)}
 
 

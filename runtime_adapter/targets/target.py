@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol, Self
 
+from profiles.device_names import default_backend, in_order, is_gpu
 from profiles.errors import TargetError
 from profiles.model import ModelProfile
 from profiles.placement import Placement
@@ -58,6 +59,15 @@ class Outline:
             if bool(layer.experts) != (count != 0):
                 has, places = ("no experts", "some") if count == 0 else ("experts", "none")
                 raise TargetError(f"layer {index} has {has}, but the plan places {places}; mend the plan")
+
+
+def not_cuda(plan: Placement, target: str) -> Iterator[str]:
+    """The obstacle of a plan with GPUs that CUDA does not drive, for a target whose operators are CUDA's."""
+    backends = plan.backends or {}
+    others = [d for d in plan.devices if is_gpu(d) and backends.get(d, default_backend(d)) != "cuda"]
+    if others:
+        found = ", ".join(f"{d} ({backends.get(d, default_backend(d))})" for d in sorted(others, key=in_order))
+        yield f"{target}: runs on CUDA GPUs, not on {found}; export to llama.cpp, or let moeplan.apply place the model"
 
 
 class Target(Protocol):

@@ -95,9 +95,9 @@ def _spare(cp: cp_model.CpModel, robust: Robust, blocks: Sequence[Held]) -> cp_m
     return spare
 
 
-def load_of(pool: Shared, cp: cp_model.CpModel, loads: Sequence[cp_model.LinearExprT]) -> cp_model.LinearExprT:
+def load_of(pool: Shared, cp: cp_model.CpModel, loads: Sequence[cp_model.LinearExpr]) -> cp_model.LinearExpr:
     """What is in a pool where devices hold `loads`."""
-    total: cp_model.LinearExprT = sum(loads[d] for d in pool.devices)
+    total = cp_model.LinearExpr.sum([loads[d] for d in pool.devices])
     for d, context in zip(pool.devices, pool.contexts, strict=True):
         if context:
             some = cp.new_bool_var("")
@@ -108,7 +108,7 @@ def load_of(pool: Shared, cp: cp_model.CpModel, loads: Sequence[cp_model.LinearE
 
 def keep_within(
     cp: cp_model.CpModel,
-    loads: Sequence[cp_model.LinearExprT],
+    loads: Sequence[cp_model.LinearExpr],
     room: Room,
     added: Sequence[cp_model.LinearExprT] | None = None,
 ) -> None:

@@ -29,6 +29,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Sequence
 
+from profiles.device_names import gpu_index, gpu_type, is_gpu, on_machine
 from profiles.document import one_line
 from profiles.errors import TargetError
 from profiles.placement import LayerPlacement, Placement, in_short
@@ -44,6 +45,10 @@ def obstacles(plan: Placement, outline: Outline) -> list[str]:
         family_of(outline.architecture)
     except TargetError as problem:
         return [str(problem)]
+    types = sorted({gpu_type(device) for device in plan.devices if is_gpu(device)})
+    if len(types) > 1:
+        kinds = f"GPUs of {len(types)} types ({', '.join(types)}), but a device_map's numbers mean those of one"
+        return [f"accelerate: the plan has {kinds}; keep to one, or let moeplan.apply place a loaded model"]
     split = [i for i, layer in enumerate(plan.layers) if len(layer.experts) > 1]
     if split:
         return [
@@ -79,8 +84,9 @@ def main_device(devices: Iterable[str]) -> str:
     >>> main_device(["cuda:3", "cpu", "cuda:1"])
     'cuda:1'
     """
-    numbers = {int(device.removeprefix("cuda:")) for device in devices if device != "cpu"}
-    return next((f"cuda:{number}" for number in numbers), "cpu")
+    gpus = [device for device in devices if is_gpu(device)]
+    numbers = {gpu_index(device) for device in gpus}
+    return next((f"{gpu_type(gpus[0])}:{number}" for number in numbers), "cpu")
 
 
 def write(plan: Placement, outline: Outline, model_path: str | None = None) -> str:
@@ -93,7 +99,8 @@ def write(plan: Placement, outline: Outline, model_path: str | None = None) -> s
         raise TargetError(problem)
     family = family_of(outline.architecture)
     text = json.dumps({key: _value(device) for key, device in _keys(plan, family)}, indent=2)
-    if _blocks(read(text, outline, "the device_map written")) != _blocks(plan):
+    found = read(text, outline, "the device_map written")
+    if _blocks(found.renamed(on_machine(found.devices, plan.devices))) != _blocks(plan):
         raise TargetError("accelerate: the map written does not mean the plan; this is a bug in moeplan, report it")
     return text
 
@@ -119,7 +126,8 @@ def _keys(plan: Placement, family: Family) -> Iterator[tuple[str, str]]:
 
 
 def _value(device: str) -> int | str:
-    return device if device == "cpu" else int(device.removeprefix("cuda:"))
+    """A GPU's number, which accelerate counts among those of the machine's only type; a Mac's has a word."""
+    return gpu_type(device) if gpu_type(device) in ("cpu", "mps") else gpu_index(device)
 
 
 def simulate(text: str, outline: Outline, where: str = "device_map") -> dict[str, str]:

@@ -9,7 +9,7 @@ from functools import lru_cache
 from itertools import accumulate
 from typing import Any
 
-from profiles.device_names import DEVICE_NAME
+from profiles.device_names import DEVICE_NAME, GPU_TYPES
 from profiles.document import one_line, parse_document, short
 from profiles.errors import TargetError
 from runtime_adapter.targets.accelerate.modules import ROTARY, family_of, modules
@@ -70,8 +70,8 @@ def _parse(text: str, where: str) -> dict[str, str]:
 def _device(key: str, value: Any, text: str, where: str) -> str:
     if type(value) is int and value >= 0:
         value = f"cuda:{value}"
-    if value == "cuda":
-        return "cuda:0"
+    if value in GPU_TYPES:
+        return f"{value}:0"
     if isinstance(value, str) and DEVICE_NAME.fullmatch(value):
         return value
     reason = "disk, which no plan uses" if value == "disk" else f"{short(value)}, which is no device"

@@ -40,7 +40,7 @@ from runtime_adapter.targets.ktransformers.families import (
 )
 from runtime_adapter.targets.ktransformers.reader import read, simulated
 from runtime_adapter.targets.numbers_regex import alternatives
-from runtime_adapter.targets.target import Outline
+from runtime_adapter.targets.target import Outline, not_cuda
 
 __all__ = ["obstacles", "read", "simulate", "write"]
 
@@ -72,6 +72,7 @@ def obstacles(plan: Placement, outline: Outline) -> list[str]:
 
 
 def _obstacles(plan: Placement, operators: Operators) -> Iterator[str]:
+    yield from not_cuda(plan, "ktransformers")
     split = [i for i, layer in enumerate(plan.layers) if len(layer.experts) > 1]
     on_cpu = [i for i, layer in enumerate(plan.layers) if layer.attention == "cpu"]
     away = [i for i, layer in enumerate(plan.layers) if layer.attention != "cuda:0"]

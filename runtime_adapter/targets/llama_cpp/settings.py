@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
+from profiles.device_names import Backend, default_backend, gpu_index, gpu_type, of_llama_cpp
 from profiles.document import short
 from profiles.errors import ProfileError, TargetError
 from profiles.formats.kv_cache import KV_TYPES
@@ -19,7 +20,6 @@ MAX_OVERRIDES = 1500
 MOST_SHOWN = 60
 KV_NAMES = {kind: {"fp16": "f16", "fp32": "f32"}.get(kind, kind) for kind in KV_TYPES if kind != "fp8"}
 """Our name of a cache type -> llama.cpp's."""
-_BUFFER = re.compile(r"(?:CUDA|ROCm|HIP|Vulkan|SYCL|MUSA|CANN)([0-9]{1,2})")
 _HOST = re.compile(r"CPU|(?:CUDA|ROCm|HIP|Vulkan|SYCL|MUSA|CANN)_Host")
 _MOVES = {
     "-nkvo": "keeps the cache in RAM, away from its layers' attention",
@@ -47,7 +47,8 @@ class Override:
 @dataclass(frozen=True)
 class Settings:
     """`devices` are those that layers go to, in their order, and `shares` what each gets of them. `layers` is -ngl,
-    None for all. `on_cpu` is ik_llama.cpp's count of layers whose experts go to the CPU, None elsewhere."""
+    None for all. `on_cpu` is ik_llama.cpp's count of layers whose experts go to the CPU, None elsewhere. `backends` has
+    GPUs that are not driven as their names would have it."""
 
     layers: int | None
     devices: tuple[str, ...]
@@ -57,6 +58,7 @@ class Settings:
     kv_quant: str | None
     workload: Workload | None
     notes: tuple[str, ...]
+    backends: Mapping[str, Backend] = field(default_factory=dict)
 
 
 def read_settings(command: Command, ik: bool) -> Settings:
@@ -72,7 +74,8 @@ def read_settings(command: Command, ik: bool) -> Settings:
     layers = _layers(command, ik, bool(overrides) or on_cpu is not None, notes)
     devices, shares = (("cuda:0",), (1.0,)) if layers == 0 else _split(command, overrides, notes)
     kv_quant, workload = _kv_quant(command, notes), _workload(command)
-    return Settings(layers, devices, shares, overrides, on_cpu, kv_quant, workload, tuple(notes))
+    backends = _backends(command)
+    return Settings(layers, devices, shares, overrides, on_cpu, kv_quant, workload, tuple(notes), backends)
 
 
 def _whole(option: Option, least: int = 0) -> int:
@@ -158,13 +161,25 @@ def _device_names(command: Command) -> Callable[[str, int], str]:
     def device(name: str, line: int) -> str:
         if _HOST.fullmatch(name):
             return "cpu"
-        match = _BUFFER.fullmatch(name)
-        if match is None or (order is not None and int(match[1]) >= len(order)):
-            known = "CPU, CUDA0, CUDA1 …" if match is None else f"CPU, CUDA0 … CUDA{len(order or ()) - 1}"
-            raise TargetError(f"line {line}: {short(name)} is no device; use one of {known}")
-        return f"cuda:{int(match[1]) if order is None else order[int(match[1])]}"
+        found = of_llama_cpp(name)
+        recounted = order if found is not None and gpu_type(found[0]) == "cuda" else None
+        if found is None or (recounted is not None and gpu_index(found[0]) >= len(recounted)):
+            known = "CUDA0, ROCm0, SYCL0, Vulkan0, MTL0 …" if found is None else f"CUDA0 … CUDA{len(order or ()) - 1}"
+            raise TargetError(f"line {line}: {short(name)} is no device; use one of CPU, {known}")
+        return found[0] if recounted is None else f"cuda:{recounted[gpu_index(found[0])]}"
 
     return device
+
+
+def _backends(command: Command) -> dict[str, Backend]:
+    """Backends other than those that the GPUs' names stand for, as far as the command names GPUs."""
+    names = _device_names(command)
+    said = [name for option in command.options if option.name == "-dev" for name in str(option.value).split(",")]
+    for option in command.options:
+        if option.name == "-ot":
+            said += [piece.rpartition("=")[2] for piece in re.split("[,;]", str(option.value))]
+    found = {names(name, 0): known[1] for name in said if (known := of_llama_cpp(name)) is not None}
+    return {name: backend for name, backend in found.items() if backend != default_backend(name)}
 
 
 def _shares(command: Command) -> tuple[float, ...] | None:

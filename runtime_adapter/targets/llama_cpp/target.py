@@ -19,6 +19,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from profiles.device_names import for_llama_cpp, gpu_index, gpu_type, in_order, is_gpu
 from profiles.document import one_line
 from profiles.errors import TargetError
 from profiles.placement import LayerPlacement, Placement, ranges
@@ -51,9 +52,18 @@ class LlamaCpp:
     def obstacles(self, plan: Placement, outline: Outline) -> list[str]:
         """Why no command line can mean the plan, with the remedies: split experts, an embedding away from the CPU,
         attention that goes back to an earlier device, a head before the last layer, a cache type that is not known."""
-        return [f"{self.name}: {problem}" for problem in (*_obstacles(plan), *self._obstacles_of_head(plan))]
+        problems = (*self._obstacles_of_gpus(plan), *_obstacles(plan), *self._obstacles_of_head(plan))
+        return [f"{self.name}: {problem}" for problem in problems]
+
+    def _obstacles_of_gpus(self, plan: Placement) -> Iterator[str]:
+        known = _runtime_names(plan)
+        for name in sorted(filter(is_gpu, plan.devices - known.keys()), key=in_order):
+            yield f"has no backend for {name}; use target torch"
+        if self.ik and any(not runtime_name.startswith("CUDA") for runtime_name in known.values()):
+            yield "is kept up for CUDA and CPUs only, and the plan's GPUs are others; export to llama.cpp"
 
     def _obstacles_of_head(self, plan: Placement) -> Iterator[str]:
+        rank = _ranks(plan)
         last = plan.layers[-1].attention
         on_cpu = [i for i, layer in enumerate(plan.layers) if layer.attention == "cpu"]
         if self.ik and on_cpu and plan.head != "cpu":
@@ -61,7 +71,7 @@ class LlamaCpp:
                 f"attention of layers {ranges(on_cpu)} is on cpu and the head on {plan.head}, but its -ngl takes the "
                 "head only after all layers; pin the head to cpu or all attention to GPUs"
             )
-        elif _rank(plan.head) < _rank(last) and not (self.ik and plan.head == "cpu"):
+        elif rank[plan.head] < rank[last] and not (self.ik and plan.head == "cpu"):
             yield f"the head is on {plan.head}, but it is the last of the slots: pin it to {last} or a later GPU"
 
     def write(self, plan: Placement, outline: Outline, model_path: str | None = None) -> str:
@@ -105,6 +115,7 @@ class LlamaCpp:
                 architecture=outline.architecture,
                 kv_quant=settings.kv_quant,
                 target="llama.cpp",
+                backends=settings.backends or None,
                 embedding=loaded.device_of("token_embd.weight"),
                 head=loaded.device_of("output.weight"),
                 layers=_layers(loaded),
@@ -115,9 +126,15 @@ class LlamaCpp:
     def _check_written(self, text: str, plan: Placement, outline: Outline) -> None:
         """Read our own text back; a difference is a bug of ours, and must not reach a machine."""
         found = self.read(text, outline, "the command written")
-        if (found.layers, found.embedding, found.head) != (plan.layers, plan.embedding, plan.head) or found.notes:
+        if _meaning(found) != _meaning(plan) or found.notes:
             problem = "the command written does not mean the plan; this is a bug in moeplan, report it"
             raise TargetError(f"{self.name}: {problem}")
+
+
+def _meaning(plan: Placement) -> tuple[object, ...]:
+    """Where blocks are, and what drives the GPUs that have any."""
+    backends = {name: backend for name, backend in (plan.backends or {}).items() if name in plan.devices}
+    return plan.layers, plan.embedding, plan.head, backends
 
 
 LLAMA_CPP = LlamaCpp()
@@ -131,16 +148,27 @@ def _first(notes: Sequence[str]) -> tuple[str, ...]:
     return (*map(one_line, notes[:MOST_NOTES]), *more)
 
 
-def _rank(device: str) -> int:
-    """The place of a device in the order of slots: the CPU's come first, then the GPUs' by index."""
-    return -1 if device == "cpu" else int(device.removeprefix("cuda:"))
+def _gpus(plan: Placement) -> list[str]:
+    """GPUs up to the last of each type that the plan knows of, in their order."""
+    known = filter(is_gpu, {*plan.devices, *(plan.memory or ())})
+    last = {gpu_type(name): name for name in sorted(known, key=in_order)}
+    return [f"{kind}:{n}" for kind, name in last.items() for n in range(gpu_index(name) + 1)]
+
+
+def _ranks(plan: Placement) -> dict[str, int]:
+    """The place of each device in the order of slots: the CPU's come first, then the GPUs' by index."""
+    return {"cpu": -1, **{name: place for place, name in enumerate(_gpus(plan))}}
+
+
+def _runtime_names(plan: Placement) -> dict[str, str]:
+    return for_llama_cpp(_gpus(plan), plan.backends or {})
 
 
 def _obstacles(plan: Placement) -> Iterator[str]:
     split = [i for i, layer in enumerate(plan.layers) if len(layer.experts) > 1]
-    order = [layer.attention for layer in plan.layers]
-    back = [i for i, (a, b) in enumerate(pairwise(order), 1) if _rank(b) < _rank(a)]
-    gpus = max(map(_rank, [*order, plan.head])) + 1
+    order, rank = [layer.attention for layer in plan.layers], _ranks(plan)
+    back = [i for i, (a, b) in enumerate(pairwise(order), 1) if rank[b] < rank[a]]
+    gpus = max(rank[device] for device in (*order, plan.head)) + 1
     if split:
         yield (
             f"layers {ranges(split)} split their experts over devices, but a layer's experts are one tensor each for "
@@ -151,24 +179,27 @@ def _obstacles(plan: Placement) -> Iterator[str]:
     if back:
         yield (
             f"attention of layers {ranges(back)} goes back to an earlier device ({order[back[0]]} after "
-            f"{order[back[0] - 1]}), but layers go to cpu, cuda:0, cuda:1 … in this order; solve for target llama.cpp"
+            f"{order[back[0] - 1]}), but layers go to cpu, {', '.join(_gpus(plan)[:2])} … in this order; solve for "
+            "target llama.cpp"
         )
     if gpus > MOST_GPUS:
-        yield f"-ts takes {MOST_GPUS} GPUs, and layers go up to cuda:{gpus - 1}; solve for fewer"
+        yield f"-ts takes {MOST_GPUS} GPUs, and layers go up to {_gpus(plan)[gpus - 1]}; solve for fewer"
     if plan.kv_quant is not None and plan.kv_quant not in KV_NAMES:
         yield f"kv_quant {plan.kv_quant} is no type of its cache; use one of {', '.join(KV_NAMES)}"
 
 
 def _slots(plan: Placement, extra: int) -> list[str]:
-    """-ngl and -ts. Blocks for multi-token prediction stand between the layers and the output and go with it, or with
-    the last layer where that is on a GPU and the head is not."""
-    order = [layer.attention for layer in plan.layers]
-    slots = [*order, *[max(order[-1], plan.head, key=_rank)] * extra, plan.head]
-    ranks = [_rank(device) for device in slots if device != "cpu"]
+    """-ngl and -ts, and -dev where GPUs are not CUDA's. Blocks for multi-token prediction stand between the layers and
+    the output and go with it, or with the last layer where that is on a GPU and the head is not."""
+    order, rank = [layer.attention for layer in plan.layers], _ranks(plan)
+    slots = [*order, *[max(order[-1], plan.head, key=rank.__getitem__)] * extra, plan.head]
+    ranks = [rank[device] for device in slots if device != "cpu"]
     if not ranks:
         return ["-ngl", "0"]
     shares = ",".join(str(ranks.count(gpu)) for gpu in range(max(ranks) + 1))
-    return ["-ngl", str(len(ranks)), "-sm", "layer", "-ts", shares]
+    names = list(_runtime_names(plan).values())
+    others = [] if all(name.startswith("CUDA") for name in names) else ["-dev", ",".join(names[: max(ranks) + 1])]
+    return [*others, "-ngl", str(len(ranks)), "-sm", "layer", "-ts", shares]
 
 
 def _override(plan: Placement) -> list[str]:
@@ -177,7 +208,9 @@ def _override(plan: Placement) -> list[str]:
     for index, layer in enumerate(plan.layers):
         if layer.experts_device not in (None, layer.attention):
             guests[str(layer.experts_device)].append(index)
-    rules = [f"{experts_pattern(guests[device])}={_buffer(device)}" for device in sorted(guests, key=_rank)]
+    names = {"cpu": "CPU", **_runtime_names(plan)}
+    order = sorted(guests, key=_ranks(plan).__getitem__)
+    rules = [f"{experts_pattern(guests[device])}={names[device]}" for device in order]
     return ["-ot", ",".join(rules)] if rules else []
 
 
@@ -188,10 +221,6 @@ def experts_pattern(layers: Sequence[int]) -> str:
     '^blk\\.(?:[1-2]|10)\\.ffn_(?:up|down|gate_up|gate)_(?:ch)?exps\\.'
     """
     return rf"^blk\.{one_of(layers)}\.ffn_(?:up|down|gate_up|gate)_(?:ch)?exps\."
-
-
-def _buffer(device: str) -> str:
-    return "CPU" if device == "cpu" else f"CUDA{_rank(device)}"
 
 
 def _of_workload(plan: Placement) -> list[str]:

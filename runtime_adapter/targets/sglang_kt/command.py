@@ -20,12 +20,13 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator
 
+from profiles.device_names import gpu_index
 from profiles.errors import TargetError
 from profiles.placement import LayerPlacement, Placement, in_short
 from runtime_adapter.targets.sglang_kt.masks import Mask, Shape, ratio_of, shape_of
 from runtime_adapter.targets.sglang_kt.script import script
 from runtime_adapter.targets.sglang_kt.simulator import resolve
-from runtime_adapter.targets.target import Outline
+from runtime_adapter.targets.target import Outline, not_cuda
 
 FILE = "experts_on_gpu.pt"
 NATIVE = {"bf16": "BF16", "fp8": "FP8", "mxfp4": "MXFP4"}
@@ -43,6 +44,7 @@ def obstacles(plan: Placement, outline: Outline) -> list[str]:
 
 
 def _obstacles(plan: Placement, shape: Shape) -> Iterator[str]:
+    yield from not_cuda(plan, "sglang-kt")
     homes = dict.fromkeys([plan.embedding, *(layer.attention for layer in plan.layers), plan.head])
     if len(homes) > 1 or plan.head == "cpu":
         found = ", ".join(homes)
@@ -104,7 +106,7 @@ def _command(plan: Placement, shape: Shape, mask: Mask, model_path: str | None) 
         f"--init-expert-location {FILE}",
         "--disable-shared-experts-fusion",
         "--tensor-parallel-size 1",
-        f"--base-gpu-id {plan.head.removeprefix('cuda:')}",
+        f"--base-gpu-id {gpu_index(plan.head)}",
     ]
     if (work := plan.workload) is not None:
         parts.append(f"--max-running-requests {work.batch_size}")
