@@ -25,6 +25,10 @@ PLAIN = (
 """Names of what surrounds the layers -> those of most models; layers are called by their own names."""
 SAME_WEIGHTS = re.compile(r"^model\.encoder\.")
 """A second stack with the very same parameters (DiffusionGemma's encoder)."""
+ROUTED = re.compile(
+    r"(?<![a-z_])(?<!self_attention\.)experts\b(?!\.post_expert_norm)|\bmoe_experts\b|\.mlp\.(?:in|out)put_linear\b"
+)
+"""Parameters of routed experts. JetMoE calls attention's own so, and those of its FFN nothing."""
 Shapes = dict[str, tuple[int, ...]]
 
 
@@ -97,7 +101,7 @@ def _put(found: Blocks, name: str, shape: tuple[int, ...]) -> None:
     match = re.match(r"model\.layers\.(\d+)\.", name)
     if match is None:
         found.outside[name] = shape
-    elif re.search(r"(?<![a-z_])experts\b(?!\.post_expert_norm)|\bmoe_experts\b", name):
+    elif ROUTED.search(name):
         found.experts.setdefault(int(match[1]), {})[name] = shape
     else:
         found.attention.setdefault(int(match[1]), {})[name] = shape

@@ -57,7 +57,8 @@ def _attention(fields: Fields) -> Mixer:
 
 def _experts(fields: Fields) -> FeedForward:
     """Experts without a gate, in a latent of `moe_latent_size` where there is one, and a shared expert beside it."""
-    hidden, latent, bias = fields.size("hidden_size"), fields.maybe_size("moe_latent_size"), fields.flag("mlp_bias", False)
+    hidden, bias = fields.size("hidden_size"), fields.flag("mlp_bias", False)
+    latent = fields.maybe_size("moe_latent_size")
     plain = mixture(
         fields,
         count="n_routed_experts|num_local_experts",
@@ -107,9 +108,9 @@ def _with_mtp(model: ModelTensors, fields: Fields) -> ModelTensors:
     """The layers that predict further tokens: another pattern of layers, with a projection and two norms before the
     first and a norm after the last, as vLLM reads them. Embedding and head are the model's own.
     """
-    extra = fields.count("num_nextn_predict_layers", 0, most=MAX_LAYERS)
-    if not extra:
+    if not fields.config.get("num_nextn_predict_layers"):
         return model
+    extra = fields.count("num_nextn_predict_layers", most=MAX_LAYERS)
     kinds = _kinds(fields, "mtp_layers_block_type", "mtp_hybrid_override_pattern") or [ATTENTION, EXPERTS]
     hidden, tensors, index = model.hidden_size, Tensors(), 0
     parts = {ATTENTION: partial(_attention, fields), MAMBA: partial(_mamba, fields)}

@@ -43,7 +43,15 @@ def mamba2(name: str, hidden: int, sizes: StateSpace, *, bias: bool = False, con
 
 
 def mamba(
-    name: str, hidden: int, *, inner: int, state: int, rank: int, kernel: int, bias: bool = False, conv_bias: bool = True
+    name: str,
+    hidden: int,
+    *,
+    inner: int,
+    state: int,
+    rank: int,
+    kernel: int,
+    bias: bool = False,
+    conv_bias: bool = True,
 ) -> Mixer:
     """The first Mamba as Jamba has it, with norms of the step (of low `rank`) and of both sides of the state."""
     tensors = kept("A_log", inner, state) + kept("D", inner) + convolution("conv1d", inner, kernel, bias=conv_bias)

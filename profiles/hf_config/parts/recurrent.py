@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from profiles.hf_config.fields import Fields
-from profiles.hf_config.parts.basic import Mixer, kept, linear, norm
+from profiles.hf_config.parts.basic import Mixer, convolution, kept, linear, norm
 from profiles.tensors import Cache, under
 
 
@@ -28,3 +28,21 @@ def gated_delta_net(fields: Fields, *, fused: bool = True) -> Mixer:
     tensors += norm("norm", value_size) + linear("out_proj", hidden, values)
     cache = Cache(state_values=(2 * keys + values) * kernel, state_fp32_values=value_heads * key_size * value_size)
     return Mixer(under("linear_attn.", tensors), cache)
+
+
+def short_convolution(hidden: int, kernel: int, *, bias: bool = False) -> Mixer:
+    """LFM2's: a gated convolution over `kernel` tokens, of which it keeps as many columns."""
+    tensors = convolution("conv", hidden, kernel, bias=bias)
+    tensors += linear("in_proj", 3 * hidden, hidden, bias=bias) + linear("out_proj", hidden, hidden, bias=bias)
+    return Mixer(under("conv.", tensors), Cache(state_values=hidden * kernel))
+
+
+def lightning_attention(hidden: int, heads: int, size: int) -> Mixer:
+    """MiniMax's linear attention: queries, keys and values of one projection, a norm and a gate over all heads.
+
+    transformers keeps a matrix of size by size a head, in the activations' type.
+    """
+    inner = heads * size
+    tensors = linear("qkv_proj", 3 * inner, hidden) + linear("out_proj", hidden, inner)
+    tensors += linear("output_gate", inner, hidden) + norm("norm", inner)
+    return Mixer(under("self_attn.", tensors), Cache(state_values=inner * size))
