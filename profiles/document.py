@@ -20,6 +20,9 @@ from profiles.errors import MoeplanError, ProfileError
 
 MAX_DOCUMENT_BYTES = 2**20
 """Larger files are refused before they are parsed: the largest honest document is well under this."""
+MAX_JSON_BYTES = 2**24
+"""JSON parses a hundred times faster, and honest files are larger: MiniMax-M3-NVFP4's config.json, which names the
+format of every projection of every expert, is 3 MB."""
 
 
 def _schema_number(value: object) -> object:
@@ -287,10 +290,11 @@ def read_text(path: str | Path, error: type[MoeplanError] = ProfileError) -> str
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
             raise error(one_line(f"{path}: is not a regular file; give a YAML or JSON file"))
+        most = MAX_JSON_BYTES if path.suffix.lower() == ".json" else MAX_DOCUMENT_BYTES
         with path.open("rb") as file:
-            raw = file.read(MAX_DOCUMENT_BYTES + 1)
-        if len(raw) > MAX_DOCUMENT_BYTES:
-            size = f"{max(status.st_size, len(raw))} bytes, more than the {MAX_DOCUMENT_BYTES} that a document may have"
+            raw = file.read(most + 1)
+        if len(raw) > most:
+            size = f"{max(status.st_size, len(raw))} bytes, more than the {most} that a document may have"
             raise error(one_line(f"{path}: {size}; shorten it"))
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError:

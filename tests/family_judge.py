@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import reduce
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -16,7 +17,9 @@ import transformers
 from profiles.tensors import Cache, ModelTensors, Tensor
 from runtime_adapter.meta.profile import _class_of, offline_and_quiet
 
-TOWERS = re.compile(r"visual|vision(?!_moe)|audio|image|multi_modal|connector|talker|code2wav|embed_vision|pixel|resampler|view_separator")
+TOWERS = re.compile(
+    r"visual|vision(?!_moe)|audio|image|multi_modal|connector|talker|code2wav|embed_vision|pixel|resampler|view_separator"
+)
 PLAIN = (
     (r"\b(?:language_model|text_model)\.", ""), (r"^model\.decoder\.", "model."),
     (r"^transformer\.blocks\.", "model.layers."), (r"^transformer\.wte\.", "model.embed_tokens."),
@@ -73,7 +76,9 @@ def blocks_of_transformers(config: Mapping[str, Any]) -> Blocks:
     found = Blocks()
     for name, parameter in build(config, "meta").named_parameters(remove_duplicate=False):
         if not TOWERS.search(name) and not SAME_WEIGHTS.search(name):
-            plain = reduce(lambda text, pair: re.sub(*pair, text), PLAIN, name)
+            plain = name
+            for pattern, usual in PLAIN:
+                plain = re.sub(pattern, usual, plain)
             _put(found, plain if plain.startswith(("model.", "lm_head.")) else f"model.{plain}", tuple(parameter.shape))
     return found
 
@@ -111,11 +116,13 @@ def cached_bytes(config: Mapping[str, Any], tokens: int) -> list[int]:
     """Bytes that transformers' own cache holds in each of its layers after a real prompt: one sequence, bf16, CPU."""
     torch.manual_seed(0)
     model = build(config, "cpu")
-    cache = transformers.DynamicCache(config=model.config)
+    own = getattr(sys.modules[type(model).__module__], "MiniMaxCache", None)
+    cache = own() if own else transformers.DynamicCache(config=model.config)
     key = "cache_params" if "cache_params" in model.forward.__code__.co_varnames else "past_key_values"
     with torch.no_grad():
         model(input_ids=torch.zeros((1, tokens), dtype=torch.long), use_cache=True, **{key: cache})
-    return [_bytes(vars(layer)) for layer in cache.layers]
+    layers, states = cache.layers, getattr(cache, "linear_cache", [])
+    return [_bytes([vars(layer) if layer else (), state]) for layer, state in zip_longest(layers, states, fillvalue=())]
 
 
 def _bytes(held: Any, seen: set[int] | None = None) -> int:

@@ -17,6 +17,7 @@ NESTED = ("thinker_config", "text_config", "llm_config", "language_config")
 DISK_PREFIXES = {
     "aria": "language_model.model.", "diffusion_gemma": "model.decoder.", "ernie4_5_vl_moe": "model.",
     "kimi_k25": "language_model.model.", "kimi_k3": "language_model.model.", "llama4": "language_model.model.",
+    "minimax_m3_vl": "language_model.model.",
     "qwen3_omni_moe": "thinker.model.",
 }  # fmt: skip
 """`model_type` of the whole -> what its checkpoints write before the text model's `layers`."""
@@ -55,7 +56,7 @@ def text_model(config: Mapping[str, Any]) -> TextModel:
         whole, found = found, found[inner]
         path += f"{inner}."
         prefix = DISK_PREFIXES.get(outer, USUAL_PREFIX)
-        candidates = (_family_of(found), f"{family}_text", family, f"{outer}_text")
+        candidates: tuple[str, ...] = (_family_of(found), f"{family}_text", family, f"{outer}_text")
         if any(isinstance(found.get(key), dict) for key in NESTED):
             candidates = candidates[:1]  # a wrapper itself: its text model is further in
         family = next((name for name in candidates if name in FAMILIES), candidates[0] or family)

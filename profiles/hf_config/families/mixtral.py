@@ -1,4 +1,4 @@
-"""Mixtral and models with its plain experts in every layer: Phi-3.5-MoE, MiniMax-M2, OLMoE, gpt-oss."""
+"""Mixtral and models with its plain experts in every layer: Phi-3.5-MoE, OLMoE, gpt-oss."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from profiles.hf_config.families.family import FUSED, MIXTRAL_NAMES, Family
 from profiles.hf_config.fields import Fields
 from profiles.hf_config.parts.attention import grouped_query_attention
 from profiles.hf_config.parts.decoder import by_window, decoder, every_layer, typed_windows, uniform_windows
-from profiles.hf_config.parts.feed_forward import UNCOUNTED_BUFFERS, mixture
+from profiles.hf_config.parts.feed_forward import mixture
 from profiles.tensors import DiskNames, ModelTensors
 
 
@@ -24,12 +24,6 @@ def _phimoe(fields: Fields) -> ModelTensors:
     mixer = by_window(uniform_windows(fields), partial(grouped_query_attention, fields, bias=bias, out_bias=bias))
     head_bias = fields.flag("lm_head_bias", False)
     return decoder(fields, mixer, every_layer(sparse), norm_bias=True, head_bias=head_bias)
-
-
-def _minimax_m2(fields: Fields) -> ModelTensors:
-    sparse = mixture(fields, count="num_local_experts", width=fields.size("intermediate_size"))
-    attention = grouped_query_attention(fields, head_dim=128, qk_norm="whole")
-    return decoder(fields, every_layer(attention), every_layer(sparse), notes=(UNCOUNTED_BUFFERS,))
 
 
 def _olmoe(fields: Fields) -> ModelTensors:
@@ -60,7 +54,6 @@ def _gpt_oss(fields: Fields) -> ModelTensors:
 PHI_NAMES = DiskNames(((r"\.mlp\.router\b", ".block_sparse_moe.gate"), *MIXTRAL_NAMES.renames), ("w1", "w3", "w2"))
 FAMILIES = {
     "gpt_oss": Family(_gpt_oss, FUSED),
-    "minimax_m2": Family(_minimax_m2, MIXTRAL_NAMES),
     "mixtral": Family(_mixtral, MIXTRAL_NAMES),
     "olmoe": Family(_olmoe),
     "phimoe": Family(_phimoe, PHI_NAMES),

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from typing import TypeVar
 
+from profiles.document import short
 from profiles.errors import ProfileError
 from profiles.hf_config.fields import MAX_LAYERS, Fields
 from profiles.hf_config.parts.basic import FeedForward, Mixer, kept, norm
@@ -26,7 +27,7 @@ def every_layer(part: Part) -> Callable[[int], Part]:
     return lambda _: part
 
 
-def by_layer(kinds: Sequence[str], parts: dict[str, Callable[[], Part]]) -> Callable[[int], Part]:
+def by_layer(kinds: Sequence[str], parts: Mapping[str, Callable[[], Part]]) -> Callable[[int], Part]:
     """In each layer the part of its kind; one is made, from the config, only where a layer is of its kind."""
     made = {kind: parts[kind]() for kind in dict.fromkeys(kinds)}
     return lambda index: made[kinds[index]]
@@ -100,6 +101,16 @@ def layer_kinds(fields: Fields, key: str, known: tuple[str, ...], otherwise: Cal
     """One of the `known` words for each layer, from the list under `key`; without it, what `otherwise` says."""
     layers = layer_count(fields)
     return fields.per_layer(key, known, layers) or [otherwise(index) for index in range(layers)]
+
+
+def flagged_kinds(fields: Fields, key: str, off: str, on: str) -> list[str] | None:
+    """`off` or `on` for each layer, from 0 and 1 in the list under `key`; what follows them (MTP layers) is cut off."""
+    flags, layers = fields.whole_numbers(key), layer_count(fields)
+    if flags is None:
+        return None
+    if len(flags) < layers or max(flags) > 1:
+        raise ProfileError(f"{fields.prefix}{key}: {short(flags)}; give 0 or 1 for each of {layers} layers")
+    return [on if flag else off for flag in flags[:layers]]
 
 
 def no_windows(fields: Fields) -> list[int | None]:
