@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -147,3 +148,22 @@ def test_metadata_that_makes_no_sense_is_one_line(
     message = str(caught.value)
     assert "\n" not in message
     assert all(word in message for word in ("x.gguf", *words)), message
+
+
+def outcome(tmp_path: Path, name: str, changes: dict[str, Any]) -> str:
+    try:
+        read(tmp_path, name, tensors(ALL[name]), changes)
+        return "read"
+    except ProfileError as problem:
+        return "refused" if "\n" not in str(problem) else str(problem)
+
+
+def test_metadata_at_random_never_crashes(tmp_path: Path) -> None:
+    """Any value under any key: read, or refused in one line."""
+    rng, outcomes = random.Random(20261201), {"read": 0, "refused": 0}
+    values = (0, 1, 7, 2**31 - 1, "x", [1], [0, 0, 0, 0], [1, 2, 3, 4], [2**30] * 4, True, 1.5, [1.5] * 4)
+    for name in rng.sample(architectures(), 24):
+        for _ in range(3):
+            changes = {rng.choice(list(metadata(name))): rng.choice(values) for _ in range(rng.choice((1, 2)))}
+            outcomes[outcome(tmp_path, name, changes)] += 1
+    assert min(outcomes.values()) > 10, outcomes

@@ -126,6 +126,16 @@ def test_a_correction_of_the_router_stays_in_32_bits() -> None:
     assert kinds == {T.F32}
 
 
+def test_what_llama_cpp_leaves_as_the_converter_wrote_it() -> None:
+    """Small matrices of GLM-5-Next; the quantiser of llama.cpp build 11434 passes over them."""
+    sizes = {"hidden_size": 256, "kv_lora_rank": 256, "q_lora_rank": 256, "qk_nope_head_dim": 256, "v_head_dim": 256}
+    config = {"model_type": "glm5_next_text", **CONFIGS["glm5_next_text"][0], **sizes}
+    kinds = {t.name.split(".", 2)[2]: kind for t, kind in predicted_file(model_tensors(config), "q4_k_s") if t.layer}
+    assert {kinds[f"{name}.weight"] for name in ("attn_kv_a_mqa", "attn_k_b", "indexer.attn_k", "ssm_f_a")} == {T.F16}
+    assert kinds["attn_q_a.weight"] not in (T.F16, T.F32)
+    assert kinds["ssm_conv1d_q.weight"] == T.F32
+
+
 def test_architectures_are_llama_cpps() -> None:
     mixtures = set(architectures())
     dense = {"llama", "qwen2", "qwen3", "qwen35", "qwen3vl", "seed_oss"}

@@ -6,7 +6,7 @@ Names are those of `gguf_names`. Shapes are turned into ggml's order (input dime
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 from profiles.formats.gguf_names import TOP, file_architecture, layer_name, split_names
@@ -96,6 +96,7 @@ def _facts(model: ModelTensors) -> Facts:
         is_70b=not counts and layers == LAYERS_OF_70B,
         tied=model.tied,
         mxfp4_experts=model.architecture in MXFP4_EXPERTS,
+        architecture=file_architecture(model.architecture),
     )
 
 
@@ -152,7 +153,10 @@ def _attention(index: int, layer: LayerTensors, architecture: str) -> list[GgufT
         if is_latent and architecture not in WHOLE_KV_B:
             found += _split_kv_b(index, tensor, layer)
         else:
-            found += _of_layer(index, tensor, architecture, layer.attention)
+            named = _of_layer(index, tensor, architecture, layer.attention)
+            if layer.experts is None and ".shared_mlp." in tensor.name:  # then it is the layer's only FFN
+                named = [replace(t, name=t.name.replace("_shexp.", ".")) for t in named]
+            found += named
     corrected = any(f".{_CORRECTION}" in t.name or ".ffn_gate_tid2eid" in t.name for t in found)
     corrects = architecture in ROUTER_BIAS or f"{architecture}_text" in ROUTER_BIAS
     if layer.experts is not None and corrects and not corrected:
@@ -179,7 +183,7 @@ def _of_layer(index: int, tensor: Tensor, architecture: str, beside: Tensors = (
     rest = tensor.name.split(f".{index}.", 1)[-1]
     if rest in TOP:
         return [_plain(TOP[rest], tensor)]
-    if names := split_names(rest):
+    if names := split_names(rest, file_architecture(architecture)):
         return _split_rows(index, tensor, names, beside)
     name = layer_name(rest, file_architecture(architecture))
     if _CORRECTION in name:

@@ -96,7 +96,7 @@ MODULES = {
     "self_attn.o_a_proj": "attn_output_a", "self_attn.o_b_proj": "attn_output_b",
     "self_attn.o_norm": "ssm_norm", "self_attn.out_proj": "attn_output", "self_attn.output_gate": "attn_gate",
     "self_attn.q_a_norm": "attn_q_a_norm",
-    "shared_mlp.output_linear": "ffn_down_shexp",
+    "shared_mlp.input_linear": "ffn_up_shexp", "shared_mlp.output_linear": "ffn_down_shexp",
 }  # fmt: skip
 """Module of a layer -> what the file calls it, where the package's table of its architecture has no name."""
 SPLITS = {
@@ -107,6 +107,8 @@ SPLITS = {
     "shared_mlp.input_linear": ("ffn_gate_shexp", "ffn_up_shexp"),
 }  # fmt: skip
 """Module of a layer -> the tensors that the file has for its rows, one part after the other."""
+KEEPS_FUSED_SHARED = "granite_swa"
+"""The architecture whose shared experts' gate and up projections stay one tensor."""
 TOP = {
     "model.embed_tokens_per_layer.weight": "per_layer_token_embd.weight",
     "model.embedding_norm.weight": "token_embd_norm.weight",
@@ -137,8 +139,10 @@ def file_architecture(model_type: str) -> str | None:
     return ARCHITECTURES.get(model_type) or ARCHITECTURES.get(f"{model_type}_text")
 
 
-def split_names(rest: str) -> tuple[str, ...]:
+def split_names(rest: str, architecture: str | None) -> tuple[str, ...]:
     """What follows `blk.N.` in the names of the tensors that one parameter of a layer becomes; empty for just one."""
+    if architecture == KEEPS_FUSED_SHARED:
+        return ()
     return tuple(f"{stem}.weight" for stem in SPLITS.get(rest.removesuffix(".weight"), ()))
 
 

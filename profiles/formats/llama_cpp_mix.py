@@ -31,7 +31,19 @@ FALLBACK: dict[T, T] = {
     T.Q4_K: T.Q5_0, T.Q5_K: T.Q5_1, T.Q6_K: T.Q8_0,
 }  # fmt: skip
 """What replaces a type of 256-value blocks where a row is not made of such; F16 where 32 do not divide it either."""
-NEVER = ("_norm.weight", "ffn_gate_inp.weight", "ssm_conv1d", "shortconv.conv", "altup", "laurel", "position_embd")
+NEVER = (
+    "_norm.weight", "ffn_gate_inp.weight", "ffn_gate_tid2eid.weight", "ssm_conv1d", "shortconv.conv", "altup", "laurel",
+    "position_embd",
+)  # fmt: skip
+IN_16_BITS = ("per_layer_model_proj.weight", "indexer.k_proj.weight", "indexer.q_proj.weight")
+"""Matrices that stay as the converter wrote them, which is in 16 bits."""
+IN_16_BITS_OF = {
+    "glm5-next": (
+        "hc_", "indexer.", "indexer_compressor_", "ssm_f_", "ssm_g_", "ssm_beta", "attn_kv_a_mqa", "attn_k_b",
+        "attn_v_b",
+    ),
+}  # fmt: skip
+"""The same for the matrices of one architecture (llama.cpp build 11434)."""
 CATEGORIES = (
     ("attn_qkv.weight", "qkv"), ("attn_v.weight", "v"), ("attn_k.weight", "k"), ("attn_q.weight", "q"),
     ("attn_output.weight", "output"), ("ffn_up", "up"), ("ffn_gate", "gate"), ("ffn_down", "down"),
@@ -45,7 +57,9 @@ they follow the rule of their time: attn_qkv has its own exceptions, attn_kv_b n
 
 @dataclass(frozen=True)
 class Facts:
-    """What the exceptions ask of a model. `layers` counts multi-token-prediction layers that the file holds too."""
+    """What the exceptions ask of a model. `layers` counts multi-token-prediction layers that the file holds too;
+    `architecture` is llama.cpp's name.
+    """
 
     layers: int
     experts: int
@@ -53,6 +67,7 @@ class Facts:
     is_70b: bool = False
     tied: bool = False
     mxfp4_experts: bool = False
+    architecture: str | None = None
 
 
 def mix_types(mix: str, tensors: Sequence[GgufTensor], facts: Facts) -> tuple[T, ...]:
@@ -76,6 +91,8 @@ def _type(mix: str, tensor: GgufTensor, facts: Facts, index: int, count: int) ->
     base = MIXES[mix]
     if base in PLAIN:
         return base
+    if any(part in tensor.name for part in IN_16_BITS + IN_16_BITS_OF.get(facts.architecture or "", ())):
+        return T.F16
     kind = _wanted(mix, tensor, facts, index, count)
     if not fits(tensor, kind):
         kind = FALLBACK.get(kind, T.F16)
