@@ -9,6 +9,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, TypeVar
 
+from profiles.catalogue import nearest
 from profiles.document import Document, one_line, parse_document, read_document
 from profiles.errors import HardwareError
 from profiles.hardware import Hardware
@@ -65,7 +66,8 @@ def load_hardware(x: Hardware | dict[str, Any] | str | Path) -> Hardware:
     except HardwareError as problem:
         if looks_like_phrase(name):
             raise
-        raise HardwareError(one_line(f"{problem}; presets: {', '.join(hardware_presets())}")) from None
+        presets = nearest(name, hardware_presets(), 1) or hardware_presets()[:1]
+        raise HardwareError(f"{problem}; presets: {presets[0]}, …") from None
 
 
 def _machine_reader() -> Callable[[], Hardware]:

@@ -24,11 +24,13 @@ from typing import Annotated, Any, TypeVar
 from pydantic import Field, StrictInt, ValidationError
 
 from profiles.catalogue import CpuPart, GpuPart, find_cpu, find_gpu, machine_links, unknown_part
+from profiles.device_names import gpu_type
 from profiles.document import Document, Noun, SchemaOne, first_problem, one_line, require_mapping, short
 from profiles.errors import HardwareError, MoeplanError, ProfileError
 from profiles.hardware import Device, Hardware
 from profiles.model import Block, Experts, KindBytes, Layer, ModelProfile, TimePoints, Workspace
-from profiles.read_phrase import cpu_device, gpu_device
+from profiles.parts import TORCH_TYPES
+from profiles.read_phrase import cpu_device, gpu_device, gpu_names
 from profiles.units import ByteCount, Share
 
 MAX_LAYERS = 10_000
@@ -224,7 +226,8 @@ def hardware_from_document(data: object, where: str) -> Hardware:
         field = f"{where}: devices[{index}]"
         written = _filled_in(_without(require_mapping(item, field, HardwareError), "repeat"), field)
         for copy in range(repeat):
-            devices.append(_device({**written, "name": _name(written, copy, devices)}, field))
+            name = _name(written, copy, devices, _torch_type(item))
+            devices.append(_device({**written, "name": name}, field))
     links = document.get("links")
     if links is None:
         links = _catalogue_links(devices)
@@ -236,7 +239,7 @@ def _filled_in(item: dict[str, Any], field: str) -> dict[str, Any]:
     if "use" not in item:
         return item
     used, sockets = item["use"], item.get("sockets", 1)
-    part = _part(used, field)
+    part = _part(used, item.get("kind"), field)
     if isinstance(sockets, bool) or not isinstance(sockets, int) or not 1 <= sockets <= 8:
         raise HardwareError(one_line(f"{field}.sockets: {short(sockets)} is not a whole number from 1 to 8; mend it"))
     given = {key: value for key, value in item.items() if key not in ("use", "sockets")}
@@ -247,7 +250,9 @@ def _filled_in(item: dict[str, Any], field: str) -> dict[str, Any]:
     if isinstance(part, GpuPart):
         if sockets != 1:
             raise HardwareError(one_line(f"{field}.sockets: {part.name} is a GPU; write repeat: {sockets}"))
-        known = gpu_device("cuda:0", part, part.memory_bytes)
+        if part.unified is not None and "pool" not in given:
+            raise HardwareError(one_line(f"{field}.use: {_shares_memory(part)}"))
+        known = gpu_device(gpu_names([part])[0], part, part.memory_bytes)
     else:
         if "memory_bytes" not in given:
             raise HardwareError(one_line(f"{field}.memory_bytes: missing, add the RAM of the machine, e.g. 512 GB"))
@@ -255,26 +260,40 @@ def _filled_in(item: dict[str, Any], field: str) -> dict[str, Any]:
     return {**_without(known.model_dump(exclude_none=True), "name"), **given}
 
 
-def _part(used: object, field: str) -> GpuPart | CpuPart:
+def _shares_memory(part: GpuPart) -> str:
+    """What to tell a user whose document names a chip with one memory, but no pool."""
+    size = f"{part.memory_bytes / 1e9:g}GB"
+    name = part.name if part.name.endswith("GB") else f"{part.name}-{size}"
+    return f"{part.name} shares its memory with the CPU; name the machine {name} instead, or add pool: and pools:"
+
+
+def _part(used: object, kind: object, field: str) -> GpuPart | CpuPart:
+    """The part of that name: chips have a GPU and a CPU of one name, so `kind: cpu` means that."""
     if not isinstance(used, str):
         raise HardwareError(one_line(f"{field}.use: {short(used)} is not a name; write e.g. use: L40"))
-    part = find_gpu(used) or find_cpu(used)
+    part = (find_cpu(used) if kind == "cpu" else None) or find_gpu(used) or find_cpu(used)
     if part is None:
         raise HardwareError(one_line(f"{field}.use: {unknown_part('GPU', used)}"))
     return part
 
 
-def _name(written: dict[str, Any], copy: int, devices: list[Device]) -> object:
-    """The name of the `copy`-th device of an entry: counted on from the given one, or the next that is free."""
+def _torch_type(item: dict[str, Any]) -> str:
+    """What torch calls the GPU that an entry says to `use`; `cuda` where it does not say."""
+    part = find_gpu(item["use"]) if isinstance(item.get("use"), str) else None
+    return "cuda" if part is None else TORCH_TYPES[part.backend]
+
+
+def _name(written: dict[str, Any], copy: int, devices: list[Device], kind: str) -> object:
+    """The name of the `copy`-th device of an entry: counted on from the given one, or the next of its `kind`."""
     given = written.get("name")
-    counted = re.fullmatch(r"cuda:([0-9]{1,4})", given) if isinstance(given, str) else None
+    counted = re.fullmatch(r"([a-z]+):([0-9]{1,4})", given) if isinstance(given, str) else None
     if copy == 0 and given is not None:
         return given
     if counted is not None:
-        return f"cuda:{int(counted[1]) + copy}"
+        return f"{counted[1]}:{int(counted[2]) + copy}"
     if written.get("kind") == "cpu" or given is not None:
         return "cpu" if given is None else given
-    return f"cuda:{sum(device.kind == 'gpu' for device in devices)}"
+    return f"{kind}:{sum(gpu_type(device.name) == kind for device in devices)}"
 
 
 def _device(written: dict[str, Any], field: str) -> Device:

@@ -272,7 +272,7 @@ def test_sglangs_gpus_are_one() -> None:
 
 
 def test_ram_is_the_peak_of_the_sockets_that_were_used() -> None:
-    assert (case().hardware.cpu.bandwidth_bytes_per_s, case().ram_source) == (2 * 576e9, "catalogue")
+    assert (case().hardware.cpu.bandwidth_bytes_per_s, case().ram_source) == (2 * 614.4e9, "catalogue")
     one = case(sockets_used=1, ram_peak_bytes_per_s="1000 GB/s", cores=60)
     assert (one.hardware.cpu.bandwidth_bytes_per_s, one.ram_source, one.sockets) == (500e9, "stated", 1)
     assert one.hardware.cpu.cores == 30
@@ -318,7 +318,7 @@ MISSING: list[tuple[dict[str, Any], str]] = [
     ({"n_cpu_moe": None}, "cpu_layers: not known where the experts were"),
     ({"cpu": None}, "ram_peak_bytes_per_s: not known, and no CPU is named"),
     ({"cpu": "Xeon 1"}, "the CPU 'Xeon 1' is not in the catalogue"),
-    ({"gpus": [{"model": "Arc Pro B70"}]}, "unknown GPU 'Arc Pro B70'"),
+    ({"gpus": [{"model": "Arc Pro B99"}]}, "unknown GPU 'Arc Pro B99'"),
     ({"model": "Gemma-4"}, "model: 'Gemma-4' has the shapes of no preset"),
     ({"quant": "Q4_Z"}, "quant: 'Q4_Z' is no weight format"),
     ({"moe_layers": 40}, "moe_layers: 40, but qwen3-30b-a3b"),
@@ -333,7 +333,7 @@ def test_what_is_missing_is_named(changes: dict[str, Any], said: str) -> None:
 
 
 def test_gpus_that_hold_nothing_need_not_be_known() -> None:
-    found = case(attention="cpu", gpus=[{"model": "Arc Pro B70"}])
+    found = case(attention="cpu", gpus=[{"model": "Arc Pro B99"}])
     assert [device.name for device in found.hardware.devices] == ["cpu"]
     assert case(attention="cpu", gpus=None).placement.devices == {"cpu"}
 

@@ -377,7 +377,7 @@ def test_gpu_probes_stop_when_their_time_is_over(monkeypatch: pytest.MonkeyPatch
         ("NVIDIA RTX PRO 6000 Blackwell Workstation Edition", "RTX-PRO-6000"),
         ("AMD Instinct MI300X", "MI300X"),
         ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
-        ("NVIDIA H100 NVL", None),
+        ("NVIDIA H100 NVL", "H100-NVL"),
         ("NVIDIA A10G", None),
     ],
 )

@@ -269,7 +269,7 @@ def _gpu_part(gpu: GpuFacts) -> GpuPart | None:
     bare = _VENDOR.sub(" ", gpu.name)
     without = _SIZE.sub(" ", bare)
     names = (gpu.name, bare, f"{without} {round(gpu.total_bytes / 2**30)}GB", without)
-    return next((part for part in map(find_gpu, names) if part is not None), None)
+    return next((part for name in names if (part := find_gpu(name, gpu.total_bytes)) is not None), None)
 
 
 def _links(reading: _Reading, gpus: list[GpuFacts], cpu: CpuPart | None) -> list[Link]:
