@@ -115,7 +115,7 @@ def _put(found: Blocks, name: str, shape: tuple[int, ...]) -> None:
 def cached_bytes(config: Mapping[str, Any], tokens: int) -> list[int]:
     """Bytes that transformers' own cache holds in each of its layers after a real prompt: one sequence, bf16, CPU."""
     torch.manual_seed(0)
-    model = build(config, "cpu")
+    model = _with_fp32_parts(build(config, "cpu"))
     own = getattr(sys.modules[type(model).__module__], "MiniMaxCache", None)
     cache = own() if own else transformers.DynamicCache(config=model.config)
     key = "cache_params" if "cache_params" in model.forward.__code__.co_varnames else "past_key_values"
@@ -123,6 +123,15 @@ def cached_bytes(config: Mapping[str, Any], tokens: int) -> list[int]:
         model(input_ids=torch.zeros((1, tokens), dtype=torch.long), use_cache=True, **{key: cache})
     layers, states = cache.layers, getattr(cache, "linear_cache", [])
     return [_bytes([vars(layer) if layer else (), state]) for layer, state in zip_longest(layers, states, fillvalue=())]
+
+
+def _with_fp32_parts(model: Any) -> Any:
+    """The model with the parameters in fp32 that loading a checkpoint would leave so, whatever type is asked."""
+    kept = re.compile("|".join(map(re.escape, model._keep_in_fp32_modules_strict or ())) or r"(?!)")
+    for name, parameter in model.named_parameters():
+        if kept.search(name):
+            parameter.data = parameter.data.float()
+    return model
 
 
 def _bytes(held: Any, seen: set[int] | None = None) -> int:

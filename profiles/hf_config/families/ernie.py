@@ -37,9 +37,9 @@ def _decoder(fields: Fields, kinds: list[str], sparse: Callable[[], FeedForward]
     bias = fields.flag("use_bias", False)
     attention = grouped_query_attention(fields, bias=bias, out_bias=bias)
     dense = partial(gated_mlp, fields, fields.size("intermediate_size"), bias=bias)
-    feed_forward = by_layer(kinds, {DENSE: dense, SPARSE: sparse})
+    parts: dict[str, Callable[[], FeedForward]] = {DENSE: dense, SPARSE: sparse}
     notes = uncounted_mtp(fields) + ((note,) if note else ())
-    return decoder(fields, every_layer(attention), feed_forward, head_bias=bias, tied=True, notes=notes)
+    return decoder(fields, every_layer(attention), by_layer(kinds, parts), head_bias=bias, tied=True, notes=notes)
 
 
 def _ernie4_5_moe(fields: Fields) -> ModelTensors:
