@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
 import random
+import re
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,8 +18,10 @@ from test_solver_explain import PLENTY, Trial, changed, explained, tiny
 from test_solver_split import best_of_all, few_experts
 from test_solver_targets import Case
 from tiny_problems import every_plan, random_problem
+from typer.testing import CliRunner
 
 from cost_models import CostModel
+from moeplan.cli import app
 from profiles import (
     Device,
     Hardware,
@@ -44,6 +49,8 @@ from solver.what_if.sensitivity import changes_of, sensitivity
 
 GB = 10**9
 MiB = 2**20
+PATIENT: dict[str, Any] = {"time_limit": 60.0, "tie_tolerance": 0.0}
+"""No instance here needs more than a few seconds; of equal plans the fastest."""
 
 
 # ---- machines ----
@@ -222,7 +229,7 @@ def test_no_plan_that_holds_the_pool_is_better(target: str, granularity: str) ->
     for seed in range(90_000, 90_020):
         case = case_of(seed, target)
         tried = Tried.of(case, "layer" if target == "accelerate" else granularity)
-        plan = solved(case.instance, target=target, granularity=granularity, objective=case.objective, tie_tolerance=0)
+        plan = solved(case.instance, target=target, granularity=granularity, objective=case.objective, **PATIENT)
         assert (plan is None) == (tried.best == math.inf)
         if plan is None:
             infeasible += tried.apart < math.inf
@@ -237,14 +244,14 @@ def test_no_plan_that_holds_the_pool_is_better(target: str, granularity: str) ->
 
 @pytest.mark.parametrize("objective", ["request", "throughput"])
 def test_experts_may_be_split_within_a_pool(objective: Any) -> None:
-    """32 instances with every division of every layer's experts: the plan fits, the bound is no more than the best of
+    """20 instances with every division of every layer's experts: the plan fits, the bound is no more than the best of
     all, and nothing is found only where nothing fits."""
     ratios = []
-    for seed in range(92_000, 92_016):
+    for seed in range(92_000, 92_010):
         rng = random.Random(seed)
         instance = pooled(rng, few_experts(random_instance(rng, layers=(2, 2), gpus=(1, 1)), 4))
         best = best_of_all(instance, objective)
-        plan = solved(instance, granularity="expert", objective=objective)
+        plan = solved(instance, granularity="expert", objective=objective, time_limit=60.0)
         assert (plan is None) == (best is None), seed
         if plan is not None and best is not None:
             assert plan.bound_s is not None
@@ -253,7 +260,7 @@ def test_experts_may_be_split_within_a_pool(objective: Any) -> None:
             assert best * (1 - 1e-9) <= plan.objective_s
             assert plan.status == "feasible" or plan.objective_s <= best * (1 + 1e-6)
             ratios.append(plan.objective_s / best)
-    assert 3 < len(ratios) < 14
+    assert 2 < len(ratios) < 9
     assert max(ratios) < 1.25
 
 
@@ -267,9 +274,9 @@ def shared_problem(rng: random.Random) -> Problem:
 
 
 def test_models_in_whole_numbers_count_what_is_shared() -> None:
-    """Over every plan of 200 tiny problems: the exact model finds the best, the others a bound."""
+    """Over every plan of 120 tiny problems: the exact model finds the best, the others a bound."""
     limits, exact, matters = Limits(20.0), 0, 0
-    for seed in range(200):
+    for seed in range(120):
         problem = shared_problem(random.Random(seed))
         plans = every_plan(problem)
         if problem.one_run:
@@ -292,8 +299,8 @@ def test_models_in_whole_numbers_count_what_is_shared() -> None:
         exact += counts.bound == plans.least
         loose = every_plan(replace(problem, shared=())).least
         matters += loose is not None and loose < plans.least
-    assert exact > 60
-    assert matters > 12
+    assert exact > 40
+    assert matters > 6
 
 
 # ---- when nothing fits ----
@@ -417,6 +424,29 @@ def test_deviations_are_kept_free_in_the_pool() -> None:
     assert plan.pools["unified"].free_bytes >= math.ceil(0.2 * largest)
     with pytest.raises(InfeasiblePlacement, match="unified"):
         solve(profile, machine, robust=0.2, robust_blocks=40)
+
+
+def test_tables_and_documents_show_what_devices_share(tmp_path: Path) -> None:
+    path = tmp_path / "machine.yaml"
+    unified(24 * GB, 12 * GB, name="xpu:0").save(path)
+    arguments = ["solve", "qwen3-30b-a3b", str(path), "--quant", "q4_k_m", "--target", "llama.cpp"]
+    shown = CliRunner().invoke(app, arguments)
+    assert shown.exit_code == 0
+    assert re.search(r"unified +what devices share, in all +\d+\.\d\d GB +21\.60 GB", shown.stdout)
+    document = json.loads(CliRunner().invoke(app, [*arguments, "--json"]).stdout)
+    assert document["pools"]["unified"]["usable_bytes"] == 21_600_000_000
+    assert re.search(r"unified +xpu:0, cpu +24\.00 GB", CliRunner().invoke(app, ["hardware", str(path)]).stdout)
+    small = tmp_path / "small.yaml"
+    unified(18 * GB, 12 * GB, name="xpu:0").save(small)
+    short = CliRunner().invoke(app, [*arguments[:2], str(small), *arguments[3:], "--json"])
+    assert short.exit_code == 3
+    assert list(json.loads(short.stdout)["short"]) == ["unified"]
+    command = tmp_path / "command.txt"
+    command.write_text("llama-server -m x.gguf -fit off -ngl 99 -ot 'blk\\.([0-9]|1.)\\.ffn_.*_exps=CPU' -c 640")
+    model = ["--model", "qwen3-30b-a3b", "--quant", "q4_k_m", "--hardware", str(path), "--time-limit", "0", "--json"]
+    checked = json.loads(CliRunner().invoke(app, ["check", str(command), *model]).stdout)
+    assert set(checked["memory"]) == {"xpu:0", "cpu"}, "the command's GPU is the machine's, by its number"
+    assert checked["pools"]["unified"]["used_bytes"] > 18 * GB
 
 
 # ---- what if ----

@@ -178,7 +178,12 @@ def _backends(command: Command) -> dict[str, Backend]:
     for option in command.options:
         if option.name == "-ot":
             said += [piece.rpartition("=")[2] for piece in re.split("[,;]", str(option.value))]
-    found = {names(name, 0): known[1] for name in said if (known := of_llama_cpp(name)) is not None}
+    found: dict[str, Backend] = {}
+    for name in said:
+        known = of_llama_cpp(name)
+        if known is not None and found.setdefault(names(name, 0), known[1]) != known[1]:
+            problem = f"{short(name)} and a device of another backend have one number, and may be one GPU"
+            raise TargetError(f"{problem}; use one backend for all")
     return {name: backend for name, backend in found.items() if backend != default_backend(name)}
 
 

@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from profiles.device_names import for_llama_cpp, gpu_index, gpu_type, in_order, is_gpu
+from profiles.device_names import for_llama_cpp, gpu_index, gpu_type, in_order, is_gpu, of_llama_cpp
 from profiles.document import one_line
 from profiles.errors import TargetError
 from profiles.placement import LayerPlacement, Placement, ranges
@@ -59,6 +59,11 @@ class LlamaCpp:
         known = _runtime_names(plan)
         for name in sorted(filter(is_gpu, plan.devices - known.keys()), key=in_order):
             yield f"has no backend for {name}; use target torch"
+        both = [word for word in known.values() if [*map(_read, known.values())].count(_read(word)) > 1]
+        if both:
+            yield f"would have GPUs called {' and '.join(both)}, of which no reader can tell that they are two; " + (
+                "describe all with backend: vulkan, or none"
+            )
         if self.ik and any(not runtime_name.startswith("CUDA") for runtime_name in known.values()):
             yield "is kept up for CUDA and CPUs only, and the plan's GPUs are others; export to llama.cpp"
 
@@ -126,9 +131,18 @@ class LlamaCpp:
     def _check_written(self, text: str, plan: Placement, outline: Outline) -> None:
         """Read our own text back; a difference is a bug of ours, and must not reach a machine."""
         found = self.read(text, outline, "the command written")
+        if plan.backends:  # Vulkan's names do not say whose GPUs they are
+            found = found.renamed({_read(word): name for name, word in _runtime_names(plan).items()})
         if _meaning(found) != _meaning(plan) or found.notes:
             problem = "the command written does not mean the plan; this is a bug in moeplan, report it"
             raise TargetError(f"{self.name}: {problem}")
+
+
+def _read(word: str) -> str:
+    """The GPU that is read where a command says `word`."""
+    found = of_llama_cpp(word)
+    assert found is not None
+    return found[0]
 
 
 def _meaning(plan: Placement) -> tuple[object, ...]:
