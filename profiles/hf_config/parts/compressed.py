@@ -19,7 +19,8 @@ def compressed_attention(fields: Fields, kind: str) -> Mixer:
     """Attention of a layer of `kind`, with a low rank for queries and, group by group, for outputs.
 
     transformers keeps the window's keys (twice where nothing is compressed), an entry for every m tokens, and keys and
-    gates of tokens that make no entry yet. The window and those are counted as state, filled.
+    gates of tokens that make no entry yet; gates of the last entry, which the next overlaps, are in fp32, as are the
+    biases that were added to them. The window and those are counted as state, filled.
     Ignored: FLOPs in the window, which do not grow with the context; that a sparse layer looks at `index_topk` entries.
     """
     hidden, heads, size = fields.size("hidden_size"), fields.size("num_attention_heads"), fields.size("head_dim")
@@ -78,10 +79,11 @@ def _compressed_cache(fields: Fields, kind: str, window: int) -> Cache:
         return cache
     key, scorers = fields.size("index_head_dim"), fields.size("index_n_heads")
     both = size + key
-    waiting = (rate - 1) * 2 * (2 * both) + rate * 2 * both
+    waiting = (rate - 1) * 2 * (2 * both) + rate * both
     return replace(
         cache,
         values_per_token=both,
         state_values=(window - 1) * size + waiting,
+        state_fp32_values=rate * both,
         flops_per_token_pair=(4 * heads * size + 2 * scorers * key) // rate,
     )
