@@ -7,7 +7,6 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 
-from profiles.errors import ProfileError
 from profiles.hf_config.families.deepseek import DENSE, SPARSE
 from profiles.hf_config.families.family import Family
 from profiles.hf_config.fields import MAX_LAYERS, Fields
@@ -15,7 +14,7 @@ from profiles.hf_config.parts.attention import grouped_query_attention
 from profiles.hf_config.parts.basic import FeedForward, Mixer, convolution, kept, linear, norm
 from profiles.hf_config.parts.decoder import NORMS, by_layer, decoder, in_fp32, layer_count, layer_kinds
 from profiles.hf_config.parts.feed_forward import UNCOUNTED_BUFFERS, gated_mlp, mixture
-from profiles.tensors import Cache, DiskNames, ModelTensors, Tensor, Tensors, under
+from profiles.tensors import DiskNames, ModelTensors, Tensor, Tensors, under
 
 FULL, SLIDING = "hybrid", "hybrid_sliding"
 RESIDUALS = "attention over earlier layers' outputs: one hidden vector a token is counted between layers, not all"
@@ -147,7 +146,7 @@ def _inkling2_norms(kind: str) -> tuple[str, ...]:
 
 
 def _inkling2(fields: Fields) -> ModelTensors:
-    """Each part of a layer takes its input from all earlier blocks of layers, by one query or, in full layers, three."""
+    """Each part of a layer takes its input from all earlier blocks of layers, by one query or, in full ones, three."""
     kinds, hidden = _kinds(fields.but(local_layer_ids=None)), fields.size("hidden_size")
     sparse = mixture(
         fields, count=ROUTED, width=fields.size("moe_intermediate_size|intermediate_size"), router_fp32=True
