@@ -89,6 +89,15 @@ def test_blocks_for_multi_token_prediction_come_after_the_layers(
     assert kept == any("multi-token-prediction block's cache" in note for note in profile.notes)
 
 
+@pytest.mark.parametrize(("name", "loaded"), [("hy_v3", 4_154_496), ("step35", 4_159_104), ("cohere2moe", 263_168)])
+def test_a_note_says_what_llama_cpp_loads_of_such_a_block(name: str, loaded: int, tmp_path: Path) -> None:
+    """Its loader counts so many bytes more; a tensor of 32 bytes is padded to 128."""
+    found = [*tensors(ALL[name]), *tensors(ALL[name]["mtp"])]
+    notes = read(tmp_path, name, found, ALL[name]["mtp"]["metadata"]).notes
+    (n_bytes_said,) = [int(word) for note in notes if "also loads" in note for word in note.split() if word.isdigit()]
+    assert loaded - n_bytes_said in (0, 96)
+
+
 def test_a_block_that_was_left_out_is_not_counted(tmp_path: Path) -> None:
     """`nextn_predict_layers` stays in files whose block is gone; what comes first is what counts."""
     found = tensors(ALL["glm4moe"])

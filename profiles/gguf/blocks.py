@@ -17,6 +17,12 @@ _EXPERTS = re.compile(r"blk\.[0-9]+\.ffn_(gate_up|gate|up|down)_(ch)?exps\.")
 _ONE_EXPERT = re.compile(r"blk\.[0-9]+\.ffn_(gate_up|gate|up|down)\.([0-9]{1,5})\.")
 """Files of early 2024 hold a tensor for every expert."""
 _HEAD = re.compile(r"output(_|\.|$)|cls(\.|$)")
+_FFN = ("ffn_gate", "ffn_up", "ffn_down", "exp_probs_b")
+_ENDS = ("nextn.embed_tokens", "nextn.shared_head")
+LOADED_DRAFTS = {
+    "cohere2moe": _ENDS, "hy_v3": (*_FFN, *_ENDS), "step35": (*_FFN, *_ENDS, "attn_gate", "attn_q_norm", "attn_k_norm"),
+}  # fmt: skip
+"""Architectures of which llama.cpp (build 11434) loads these tensors of a block for multi-token prediction unasked."""
 EMBEDDING = ("token_embd", "token_types", "position_embd", "per_layer_", "rope_freqs", "rope_factors")
 
 
@@ -75,7 +81,7 @@ def stored_in_file(fields: Metadata, entries: Sequence[GgufEntry], quant: str) -
     attention = [0] * layers
     experts = [Counter[tuple[str, int | None]]() for _ in range(layers)]
     token_embedding = output = 0
-    odd = []
+    odd, unasked = [], 0
     for entry in entries:
         name = entry.tensor.name
         home = home_of(name, entry.tensor.layer, layers, extra)
@@ -85,12 +91,17 @@ def stored_in_file(fields: Metadata, entries: Sequence[GgufEntry], quant: str) -
             experts[home.layer][home.projection, home.expert] += entry.n_bytes
         else:
             parts[home.part] += entry.n_bytes
+        if home.part == "mtp" and name.split(".", 2)[2].startswith(LOADED_DRAFTS.get(fields.architecture, ())):
+            unasked += entry.n_bytes
         if home.part == "embedding" and not name.startswith(EMBEDDING):
             odd.append(name[:60])
         token_embedding += entry.n_bytes if name == "token_embd.weight" else 0
         output += entry.n_bytes if name == "output.weight" else 0
     tied = 0 if output else token_embedding
     notes = [f"counted with the embedding, as no block is known for them: {', '.join(odd[:5])}"] if odd else []
+    if unasked:
+        left = f"llama.cpp also loads {unasked} bytes of the multi-token-prediction block on the last GPU"
+        notes.append(f"{left}, which are not counted: leave them free")
     return Stored(
         quant=quant,
         embedding=same(parts["embedding"]),
