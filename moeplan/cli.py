@@ -27,6 +27,7 @@ from profiles import (
 )
 from profiles.document import Document, one_line, short
 from profiles.hub.allow import NeedsHub, allowed
+from profiles.units import parse_count
 from runtime_adapter import read_activations
 from solver import solve as solve_plan
 from solver.rules import FINEST
@@ -86,13 +87,15 @@ Activations = Annotated[
 Mla = Annotated[str | None, typer.Option(help="cache of latent attention: compressed or expanded")]
 AsJson = Annotated[bool, typer.Option("--json", help="print one JSON document and nothing else")]
 Output = Annotated[Path | None, typer.Option("--output", "-o", help="write to this file")]
-PromptTokens = Annotated[int, typer.Option(help="prompt tokens of a request")]
-GeneratedTokens = Annotated[int, typer.Option(help="generated tokens of a request")]
+_tokens: dict[str, Any] = {"parser": parse_count, "metavar": "TOKENS"}  # 4096, or 4k which is the same
+PromptTokens = Annotated[int, typer.Option(help="prompt tokens of a request", **_tokens)]
+GeneratedTokens = Annotated[int, typer.Option(help="generated tokens of a request", **_tokens)]
 BatchSize = Annotated[int, typer.Option(help="sequences at a time")]
 ContextTokens = Annotated[
-    int | None, typer.Option(help="tokens a sequence to reserve KV for [default: prompt + generated]")
+    int | None,
+    typer.Option(help="tokens a sequence to reserve KV for, 32768 or 32k [default: prompt + generated]", **_tokens),
 ]
-PrefillChunk = Annotated[int, typer.Option(help="tokens of the prompt read at a time")]
+PrefillChunk = Annotated[int, typer.Option(help="tokens of the prompt read at a time", **_tokens)]
 SafetyMargin = Annotated[float, typer.Option(help="share of each GPU's memory never planned for")]
 
 
@@ -310,6 +313,7 @@ import moeplan.calibrate_command  # noqa: E402
 import moeplan.check_command  # noqa: E402
 import moeplan.compare_command  # noqa: E402
 import moeplan.export_command  # noqa: E402
+import moeplan.known_command  # noqa: E402
 import moeplan.rehearse_command  # noqa: E402
 import moeplan.report_command  # noqa: E402
 import moeplan.what_if_command  # noqa: E402, F401 - they register their commands, and need all of the above

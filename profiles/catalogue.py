@@ -54,6 +54,7 @@ __all__ = [
     "nearest",
     "nvlinks",
     "plain",
+    "sources",
     "unknown_in_phrase",
     "unknown_part",
 ]
@@ -81,11 +82,25 @@ def catalogue() -> Catalogue:
 
 @cache
 def _entries(kind: Literal["gpus", "cpus", "links"]) -> list[dict[str, Any]]:
-    """A file's entries as they are written. They are ours, so libyaml's quick loader will do where there is one."""
-    text = files("profiles").joinpath(f"data/hardware/{kind}.yaml").read_text(encoding="utf-8")
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    entries: list[dict[str, Any]] = yaml.load(text, Loader=loader)[kind]
+    """A file's entries as they are written."""
+    entries: list[dict[str, Any]] = _file(kind)[kind]
     return entries
+
+
+@cache
+def _file(kind: str) -> dict[str, Any]:
+    """The files are ours, so libyaml's quick loader will do where there is one."""
+    text = files("profiles").joinpath(f"data/hardware/{kind}.yaml").read_text(encoding="utf-8")
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)(text)
+    try:
+        return dict(loader.get_single_data())
+    finally:
+        loader.dispose()
+
+
+def sources(kind: Literal["gpus", "cpus"]) -> dict[str, str]:
+    """What the short names stand for that figures give as their source."""
+    return dict(_file(kind)["sources"])
 
 
 @cache

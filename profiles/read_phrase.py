@@ -17,7 +17,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field, replace
 
-from profiles.catalogue import cpus_named, gpus_named, unknown_in_phrase
+from profiles.catalogue import CpuPart, GpuPart, cpus_named, gpus_named, unknown_in_phrase
 from profiles.hardware import Hardware
 from profiles.part_names import looks_like_cpu
 from profiles.phrase.devices import (
@@ -137,7 +137,7 @@ def _has_a_sign(name: str) -> bool:
     """Whether it names a part with a `+` or `w/` in its name, so that these join nothing."""
     for _, text in counts(name):
         model = sized(text, "").model
-        found = (*gpus_named(text), *gpus_named(model), *cpus_named(text))
+        found: tuple[GpuPart | CpuPart, ...] = (*gpus_named(text), *gpus_named(model), *cpus_named(text))
         if any("+" in known or "w/" in known for part in found for known in (part.name, *part.aliases)):
             return True
     return False

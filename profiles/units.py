@@ -66,6 +66,22 @@ def parse_bytes(value: object) -> int:
     return whole
 
 
+_COUNT_UNITS = {"": 1, "k": 2**10, "m": 2**20}
+
+
+def parse_count(text: str | int) -> int:
+    """A whole number of tokens; `k` is 1024 and `M` 1024 * 1024, as context lengths are named.
+
+    >>> parse_count("32k"), parse_count("1M"), parse_count("5000")
+    (32768, 1048576, 5000)
+    """
+    found = re.fullmatch(r"([0-9]{1,10}(?:\.[0-9]{1,3})?)\s*([kKmM]?)", str(text).strip())
+    number = float(found[1]) * _COUNT_UNITS[found[2].lower()] if found else 0.5
+    if number != int(number):
+        raise ValueError(f"{str(text)[:40]!r} is not a whole number; write e.g. 32768 or 32k, which is the same")
+    return int(number)
+
+
 def parse_share(value: object) -> float:
     """A plain number without a unit, for shares of one; YAML reads `1e-1` as text, so numeric text is read too."""
     return parse_quantity(value, {}, "0.1")
