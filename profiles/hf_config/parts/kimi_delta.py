@@ -7,7 +7,9 @@ from profiles.hf_config.parts.basic import Mixer, kept, linear, norm
 from profiles.tensors import Cache, under
 
 
-def kimi_delta_attention(fields: Fields, *, decay: tuple[int, ...], full_rank_gate: bool = False) -> Mixer:
+def kimi_delta_attention(
+    fields: Fields, *, decay: tuple[int, ...], full_rank_gate: bool = False, full_rank_decay: bool = False
+) -> Mixer:
     """KDA with `linear_num_heads` heads of `linear_head_dim`; `decay` is the shape of `A_log`.
 
     transformers keeps `linear_conv_kernel_dim` columns of the joint convolution over queries, keys and values, and a
@@ -18,7 +20,10 @@ def kimi_delta_attention(fields: Fields, *, decay: tuple[int, ...], full_rank_ga
     tensors = linear("q_proj", inner, hidden) + linear("k_proj", inner, hidden) + linear("v_proj", inner, hidden)
     tensors += kept("conv1d.weight", 3 * inner, 1, kernel)
     forget = kept("dt_bias", inner) + kept("A_log", *decay)
-    forget += linear("f_a_proj", size, hidden) + linear("f_b_proj", inner, size)
+    if full_rank_decay:
+        forget += linear("f_proj", inner, hidden)
+    else:
+        forget += linear("f_a_proj", size, hidden) + linear("f_b_proj", inner, size)
     tensors += under("forget_gate.", forget) + linear("b_proj", heads, hidden)
     if full_rank_gate:
         tensors += linear("g_proj", inner, hidden)
