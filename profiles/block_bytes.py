@@ -5,6 +5,8 @@ All readers of shapes (a built-in family, transformers, files of tensors) end he
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from pydantic import ValidationError
 
 from profiles.document import first_problem
@@ -14,7 +16,7 @@ from profiles.formats.kv_cache import KvFormat, keeps_latent, kv_bytes_per_token
 from profiles.formats.stored import Stored, StoredExperts, same
 from profiles.llama_cpp_buffers import attention_buffer, embedding_buffer, experts_buffer, head_buffer
 from profiles.model import Attention, Block, Experts, KindBytes, Layer, ModelProfile
-from profiles.tensors import LayerTensors, ModelTensors, params
+from profiles.tensors import LayerTensors, ModelTensors, Tensors, params
 from profiles.workspace import (
     Surroundings,
     attention_workspace,
@@ -25,6 +27,8 @@ from profiles.workspace import (
 )
 
 FP32_BYTES = 4
+UNPACKED = "bf16"
+"""What packed weights become where a runtime unpacks them: transformers takes the model's type, which is of 16 bits."""
 LLAMA_CPP = "llama.cpp"
 
 
@@ -52,11 +56,13 @@ def _profile(
 ) -> ModelProfile:
     value = stored.value_bytes
     around = surroundings(model, value)
+    unpacked = _unpacked if stored.packed_by else _nothing
     parts = zip(model.layers, stored.attention, stored.experts, strict=True)
     return ModelProfile(
         model=name,
         architecture=model.architecture,
         quant=stored.quant,
+        packed_by=stored.packed_by,
         kv_quant=kv.type,
         mla=kv.mla,
         source=source,
@@ -66,28 +72,46 @@ def _profile(
         tied_bytes=stored.tied_bytes,
         embedding=Block(
             weight_bytes=stored.embedding,
+            unpacked_bytes=unpacked(model.embedding),
             params=params(model.embedding),
             workspace_bytes=embedding_workspace(around),
             workspace_by_target={LLAMA_CPP: embedding_buffer(model)},
         ),
         head=Block(
             weight_bytes=stored.head,
+            unpacked_bytes=unpacked(model.head),
             params=params(model.head),
             workspace_bytes=head_workspace(around),
             workspace_by_target={LLAMA_CPP: head_buffer(model)},
         ),
-        layers=[_layer(layer, weight, experts, around, kv) for layer, weight, experts in parts],
+        layers=[_layer(layer, weight, experts, around, kv, unpacked) for layer, weight, experts in parts],
         mtp=Block(weight_bytes=same(stored.mtp_bytes)) if stored.mtp_bytes else None,
         mtp_layers=stored.mtp_layers,
     )
 
 
+def _unpacked(tensors: Tensors) -> int | None:
+    """Bytes of the tensors in the type that runtimes unpack to."""
+    return tensors_bytes(tensors, UNPACKED)
+
+
+def _nothing(tensors: Tensors) -> int | None:
+    """For formats that no runtime unpacks."""
+    return None
+
+
 def _layer(
-    layer: LayerTensors, weight: KindBytes, stored: StoredExperts | None, around: Surroundings, kv: KvFormat
+    layer: LayerTensors,
+    weight: KindBytes,
+    stored: StoredExperts | None,
+    around: Surroundings,
+    kv: KvFormat,
+    unpacked: Callable[[Tensors], int | None],
 ) -> Layer:
     value = around.value
     attention = Attention(
         weight_bytes=weight,
+        unpacked_bytes=unpacked(layer.attention),
         params=params(layer.attention),
         workspace_bytes=attention_workspace(layer, around),
         workspace_by_target={LLAMA_CPP: attention_buffer(layer, around.hidden)},
@@ -101,6 +125,7 @@ def _layer(
         return Layer(attention=attention)
     experts = Experts(
         weight_bytes=stored.total,
+        unpacked_bytes=unpacked(layer.experts.tensors),
         params=params(layer.experts.tensors),
         workspace_bytes=experts_workspace(layer.experts, around),
         workspace_by_target={LLAMA_CPP: experts_buffer(layer.experts, around.hidden)},

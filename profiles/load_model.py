@@ -11,7 +11,9 @@ from typing import Any
 from profiles.catalogue import nearest
 from profiles.document import one_line, parse_document, read_document, require_mapping, short
 from profiles.errors import MoeplanError, ProfileError
+from profiles.formats.beside import beside_in
 from profiles.formats.kv_cache import KvFormat, kv_format
+from profiles.formats.settings import Beside, nothing_beside
 from profiles.gguf.reader import SHARD, read_gguf
 from profiles.hf_config.reader import read_hf_config
 from profiles.hub.allow import HubUnreachable, NeedsHub, allowed, is_allowed
@@ -116,7 +118,7 @@ def _from_file(path: Path, choice: _Choice, depth: int) -> ModelProfile:
         return _from_weights(path, choice)
     data = require_mapping(read_document(path, ProfileError), str(path), ProfileError)
     if suffix == ".json" and _is_config(data):
-        return _from_config(data, _model_name(path), choice, str(path))
+        return _from_config(data, _model_name(path), choice, str(path), beside_in(path.parent))
     return _fixed(data, str(path), choice, path.parent, depth)
 
 
@@ -150,9 +152,11 @@ def _from_folder(path: Path, choice: _Choice) -> ModelProfile:
     raise ProfileError(one_line(f"{path}: is a folder that {what}; name a file in it, or another folder"))
 
 
-def _from_config(config: dict[str, Any], name: str, choice: _Choice, where: str) -> ModelProfile:
+def _from_config(
+    config: dict[str, Any], name: str, choice: _Choice, where: str, beside: Beside = nothing_beside
+) -> ModelProfile:
     try:
-        return read_hf_config(config, name, choice.quant, choice.kv)
+        return read_hf_config(config, name, choice.quant, choice.kv, beside)
     except MoeplanError as problem:
         raise type(problem)(one_line(f"{where}: {problem}")) from None
 

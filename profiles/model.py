@@ -44,7 +44,8 @@ class Workspace(Noun):
 
     `per_token` counts tokens of one prefill chunk; `per_context_token` the tokens the cache is reserved for, of which a
     layer with a window counts those it keeps; `per_token_pair` every token of the chunk with every token of the context
-    (masks, scores), `per_window_pair` with every one that the layer's window keeps; `per_sequence` none of these.
+    (masks, scores), `per_window_pair` with every one that the layer's window keeps, `per_chunk_pair` with every one of
+    the chunk; `per_sequence` none of these.
     A moment `after_first_chunk` comes only where a chunk may meet a cache that is not empty. Of this moment and its
     `other_moments` the largest counts. A single number means `per_token`.
     """
@@ -53,6 +54,7 @@ class Workspace(Noun):
     per_context_token: ByteCount = 0
     per_token_pair: ByteCount = 0
     per_window_pair: ByteCount = 0
+    per_chunk_pair: ByteCount = 0
     per_sequence: ByteCount = 0
     after_first_chunk: bool = False
     other_moments: tuple[Workspace, ...] = ()
@@ -76,12 +78,15 @@ class Workspace(Noun):
 class Block(Noun):
     """A unit of placement. Unknown `params` and `workspace_bytes` are estimated by the cost model, which says how.
 
+    `weight_bytes` are as stored; `unpacked_bytes` what a runtime holds that unpacks the profile's format (`packed_by`)
+    to the model's own type when it loads (`cost_models/held.py`).
     `workspace_by_target` is what a runtime needs that works in another way than transformers ("llama.cpp").
     `measured_seconds` maps a device kind, a device's model or its name to {tokens in the step: seconds}; a measured
     time beats the formula.
     """
 
     weight_bytes: KindBytes
+    unpacked_bytes: ByteCount | None = None
     params: Annotated[int, Field(ge=0, le=10**18, strict=True)] | None = None
     workspace_bytes: Workspace | None = None
     workspace_by_target: dict[str, Workspace] | None = None
@@ -157,7 +162,8 @@ class ModelProfile(Document):
     `tied_bytes` are bytes of the head that are the embedding's own tensor: on one device they are held once.
     `architecture` is Hugging Face's `model_type` where known; exporters need it. `kv_quant` and `mla` say how the cache
     is kept where that was chosen. `mtp` are multi-token-prediction layers: in the file, not loaded for plain decoding;
-    `mtp_layers` is how many of them a GGUF file counts with its layers.
+    `mtp_layers` is how many of them a GGUF file counts with its layers. `packed_by` is the method that packed
+    weights in a way that runtimes may undo, as transformers calls it ("fp8", "mxfp4").
 
     >>> block = {"weight_bytes": "1 GB"}
     >>> tiny = ModelProfile(model="tiny", source="example", hidden_size=64, embedding=block, head=block,
@@ -170,6 +176,7 @@ class ModelProfile(Document):
     model: Annotated[str, Field(min_length=1)]
     architecture: str | None = None
     quant: str | None = None
+    packed_by: str | None = None
     kv_quant: str | None = None
     mla: str | None = None
     source: Annotated[str, Field(min_length=1)]
@@ -213,8 +220,13 @@ class ModelProfile(Document):
 
     @property
     def active_params(self) -> int | None:
-        """Parameters that one token uses: as `params`, with a layer's active experts only."""
-        return self._params(lambda experts: (experts.params or 0) * experts.active // experts.count)
+        """Parameters that one token uses: as `params`, with a layer's active experts only.
+
+        Of the embedding as many as the head has, as model cards count: tables beside it are looked up by the row.
+        """
+        found = self._params(lambda experts: (experts.params or 0) * experts.active // experts.count)
+        beside = max(0, (self.embedding.params or 0) - (self.head.params or 0))
+        return None if found is None else found - beside
 
     def _params(self, of_experts: Callable[[Experts], int]) -> int | None:
         if any(block.params is None for block in self.blocks):

@@ -220,7 +220,7 @@ def test_formats_default_to_the_files_own() -> None:
     assert read_hf_config(SMALL | {"torch_dtype": "float16"}, "half").quant == "fp16"
     assert read_hf_config(SMALL | {"dtype": "torch.float32"}, "full").activation_bytes == 4
     group = {"quant_method": "awq", "bits": 4, "group_size": 128}
-    assert read_hf_config(SMALL | {"quantization_config": group}, "awq").quant == "int4"
+    assert read_hf_config(SMALL | {"quantization_config": group}, "awq").quant == "awq-4bit"
 
 
 def test_format_arithmetic() -> None:
@@ -378,7 +378,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"num_experts": 8, "num_local_experts": 4, "head_dim": 16}, "num_experts"),
     ({"quantization_config": "fp8"}, "quantization_config"),
     ({"quantization_config": {"quant_method": "compressed-tensors"}}, "quant="),
-    ({"quantization_config": {"quant_method": "fp8", "weight_block_size": [64, 64]}}, "quant="),
+    ({"quantization_config": {"quant_method": "fp8", "weight_block_size": [64]}}, "quant="),
     ({"model_type": None}, "model_type"),
     ({"model_type": 7}, "model_type"),
     ({"model_type": ""}, "model_type"),

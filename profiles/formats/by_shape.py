@@ -1,4 +1,4 @@
-"""Bytes of a tensor under the weight formats of checkpoints and engines, and which of them a config says it is in.
+"""Bytes of a tensor under weight formats that one name says all of, whatever the checkpoint.
 
 `bf16` and `fp16` are exactly 2 bytes and `fp32` exactly 4 for every parameter. The others store projections in fewer
 bits and leave embedding, head, norms, biases, routers and convolutions in bf16. What a model holds in fp32 whatever it
@@ -21,11 +21,8 @@ is loaded as (routers of ERNIE 4.5 and Hunyuan, A_log of OLMo Hybrid) is 4 bytes
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable
 
-from profiles.document import short
-from profiles.errors import ProfileError
 from profiles.formats.stored import Stored, StoredExperts, same
 from profiles.tensors import LayerTensors, ModelTensors, Tensor
 
@@ -34,17 +31,13 @@ ASK = "bf16, fp8, int4, q4_k_m, …"
 GPU_QUANTS, CPU_QUANTS = ("marlin",), ("amx_int8", "amx_int4")
 """Formats that exist on one kind of device only."""
 PLAIN_BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
-_DTYPES = {"bfloat16": "bf16", "float16": "fp16", "half": "fp16", "float32": "fp32", "float": "fp32"}
+PACKED_BY = {"fp8": "fp8", "hf_mxfp4": "mxfp4"}
+"""Formats that are also checkpoints' -> the method, as transformers calls it."""
 FP8_BLOCK = 128
 INT4_GROUP = 128
 MXFP4_BLOCK, MXFP4_BLOCK_BYTES = 32, 17
 MARLIN_GROUP, MARLIN_IN, MARLIN_OUT, MARLIN_LOCKS_BYTES = 64, 128, 64, 4 * 16
 AMX_WEIGHTS_A_BYTE = {"amx_int8": 1, "amx_int4": 2}
-
-
-def value_bytes(quant: str) -> int:
-    """Bytes of one activation or cached value of a model whose weights are in `quant`."""
-    return PLAIN_BYTES.get(quant, 2)
 
 
 def tensors_bytes(tensors: Iterable[Tensor], quant: str, *, experts: bool = False) -> int:
@@ -111,34 +104,6 @@ def stored_by_shape(model: ModelTensors, quant: str) -> Stored:
         head=same(tensors_bytes(model.head, quant)),
         tied_bytes=tensors_bytes(model.embedding[:1], quant) if model.tied else 0,
         mtp_bytes=sum(tensor_bytes(t, quant, experts=".experts." in t.name) for t in model.mtp),
+        packed_by=PACKED_BY.get(quant),
+        value_bytes=PLAIN_BYTES.get(quant, 2),
     )
-
-
-def quant_of_config(config: Mapping[str, Any]) -> str:
-    """The format that a config.json says its weights are in; ProfileError asking for quant= where it is another one."""
-    stored = config.get("quantization_config")
-    if stored is not None:
-        return _quant_of_method(stored)
-    key = "dtype" if "dtype" in config else "torch_dtype"
-    dtype = config.get(key)
-    if dtype is None:
-        return "bf16"
-    name = dtype.removeprefix("torch.") if isinstance(dtype, str) else dtype
-    if not isinstance(name, str) or name not in _DTYPES:
-        raise ProfileError(f"{key}: {short(dtype)} is not a known type; pass quant= ({ASK})")
-    return _DTYPES[name]
-
-
-def _quant_of_method(stored: object) -> str:
-    """The rule for this `quantization_config`, where there is one (gptq and awq may add zero points: see `int4`)."""
-    remedy = f"pass quant= ({ASK})"
-    if not isinstance(stored, dict):
-        raise ProfileError(f"quantization_config: {short(stored)} is not a mapping; remove it or {remedy}")
-    method = stored.get("quant_method")
-    if method == "fp8" and stored.get("weight_block_size") == [FP8_BLOCK, FP8_BLOCK]:
-        return "fp8"
-    if method == "mxfp4":
-        return "hf_mxfp4"
-    if method in ("gptq", "awq") and stored.get("bits") == 4 and stored.get("group_size") == INT4_GROUP:
-        return "int4"
-    raise ProfileError(f"quantization_config.quant_method: no rule for {short(method)} with these settings; {remedy}")

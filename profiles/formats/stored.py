@@ -28,7 +28,8 @@ class Stored:
 
     A tied head counts the embedding's tensor, `tied_bytes`, once more. `mtp_bytes` are those of multi-token-prediction
     layers, which a file may hold though plain decoding does not load them; `mtp_layers` is how many of them a GGUF file
-    counts with its layers, None where there is no such file.
+    counts with its layers, None where there is no such file. `packed_by` is the method, in transformers' words, where
+    weights are packed in a way that runtimes may undo; `value_bytes` are those of an activation.
     """
 
     quant: str

@@ -10,12 +10,12 @@ from typing import Any
 from profiles.block_bytes import profile_of
 from profiles.document import short
 from profiles.errors import ProfileError
-from profiles.formats.by_shape import quant_of_config
-from profiles.formats.door import check_quant, stored_as
+from profiles.formats.door import stored_for
 from profiles.formats.kv_cache import KvFormat
+from profiles.formats.settings import Beside, nothing_beside
 from profiles.hf_config.defaults import known_to_transformers, transformers_version
 from profiles.hf_config.families import FAMILIES
-from profiles.hf_config.text_model import nested_text, text_model
+from profiles.hf_config.text_model import text_model
 from profiles.model import ModelProfile
 from profiles.tensors import ModelTensors
 
@@ -30,18 +30,21 @@ ConfigReader = Callable[[dict[str, Any]], ModelTensors]
 
 
 def read_hf_config(
-    config: dict[str, Any], name: str, quant: str | None = None, kv: KvFormat | None = None
+    config: dict[str, Any],
+    name: str,
+    quant: str | None = None,
+    kv: KvFormat | None = None,
+    beside: Beside = nothing_beside,
 ) -> ModelProfile:
     """The profile of the model that `config` (a parsed config.json) describes, called `name`.
 
-    `quant` is the weight format, as `profiles.formats.door.check_quant` knows them; by default the file's own
-    `quantization_config` or dtype. `kv` is how the cache is kept.
+    `quant` is the weight format, as `profiles.formats.door.check_quant` knows them; by default what the config, or a
+    file of its quantisation `beside` it, says. `kv` is how the cache is kept.
     Raises ProfileError with one line (field, value, remedy); the caller puts the file's name before it.
     """
-    weights = check_quant(quant) if quant is not None else None
     model = model_tensors(config)
-    weights = weights or quant_of_config(with_inner_dtype(config))
-    return profile_of(model, stored_as(model, weights), name, source_of(config, weights), kv=kv)
+    stored = stored_for(model, config, quant, beside)
+    return profile_of(model, stored, name, source_of(config, stored.quant), kv=kv)
 
 
 def model_tensors(config: dict[str, Any]) -> ModelTensors:
@@ -63,7 +66,8 @@ def model_tensors(config: dict[str, Any]) -> ModelTensors:
         notes += (f"not in the file, so transformers' default: {sizes}",)
     names = family.disk_names
     if text.prefix:
-        names = replace(names, renames=(*names.renames, (r"^model\.", text.prefix)))
+        outer = text.prefix.removesuffix("model.") if text.prefix.endswith(".model.") else ""
+        names = replace(names, renames=(*names.renames, (r"^model\.", text.prefix), (r"^lm_head\b", f"{outer}lm_head")))
     return replace(model, architecture=text.whole, notes=notes + model.notes, disk_names=names)
 
 
@@ -71,14 +75,6 @@ def source_of(config: dict[str, Any], quant: str) -> str:
     """Where the figures come from, in words."""
     repository = config.get(SOURCE_KEY)
     return f"config.json{f' of {repository}' if isinstance(repository, str) else ''}, {quant} by shape"
-
-
-def with_inner_dtype(config: dict[str, Any]) -> dict[str, Any]:
-    """A nested text model may say its type and format for the whole file that says none."""
-    said: dict[str, Any] = {}
-    for inner in nested_text(config):
-        said |= {k: inner[k] for k in ("dtype", "torch_dtype", "quantization_config") if inner.get(k) is not None}
-    return {**said, **config}
 
 
 def _other_reader(family: str) -> ConfigReader:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,12 @@ from typing import Any
 from profiles.block_bytes import profile_of
 from profiles.document import one_line, read_document, require_mapping, short
 from profiles.errors import ProfileError
+from profiles.formats.beside import beside_in
 from profiles.formats.kv_cache import KvFormat
+from profiles.formats.methods import method_of
+from profiles.formats.settings import Settings, settings_of
 from profiles.hf_config.parts.feed_forward import UNCOUNTED_BUFFERS
-from profiles.hf_config.reader import model_tensors, with_inner_dtype
+from profiles.hf_config.reader import model_tensors
 from profiles.model import ModelProfile
 from profiles.safetensors.blocks import stored_in_checkpoint
 from profiles.safetensors.header import AGAIN, Headers, bad, parse_json, read_headers
@@ -53,8 +56,11 @@ def read_safetensors(path: Path, name: str, kv: KvFormat | None = None) -> Model
     except ProfileError as problem:
         raise _about(config_path, problem) from None
     model = replace(model, notes=tuple(note for note in model.notes if note != UNCOUNTED_BUFFERS))
-    quant = quant_label(with_inner_dtype(config), headers)
+    settings = settings_of(config, beside_in(folder))
+    quant = quant_label(settings, headers)
     stored = stored_in_checkpoint(model, headers, quant, folder, _extra_layers(config))
+    method = method_of(settings) if settings is not None and quant not in _PLAIN.values() else None
+    stored = replace(stored, packed_by=method and method.name, value_bytes=4 if quant == "fp32" else 2)
     source = f"{len(files)} safetensors file{'s' if len(files) > 1 else ''}, bytes as stored; config.json"
     try:
         return profile_of(model, stored, name, source, _left_out(folder, files), kv)
@@ -205,8 +211,8 @@ def _extra_layers(config: dict[str, Any]) -> int:
     return max([0, *counts])
 
 
-def quant_label(config: dict[str, Any], headers: Headers) -> str:
-    """What to call the weights' format: of their types, and of the method that config.json names where they are packed.
+def quant_label(settings: Settings | None, headers: Headers) -> str:
+    """What to call the weights' format: of their types, and of the method that `settings` name where they are packed.
 
     Only a name: bytes come from the files. A checkpoint of one plain type is called that whatever the config says.
     """
@@ -218,14 +224,13 @@ def quant_label(config: dict[str, Any], headers: Headers) -> str:
     for dtype, name in _PLAIN.items():
         if sizes[dtype] >= ONE_TYPE_SHARE * total:
             return name
-    settings = config.get("quantization_config") or config.get("compression_config") or config.get("quantization")
     packed = sum(n for dtype, n in sizes.items() if dtype not in _PLAIN and not dtype.startswith("F8"))
     if packed < 0.02 * total:
         return "fp8" if sum(n for dtype, n in sizes.items() if dtype.startswith("F8")) >= total / 2 else "mixed"
-    return _method(settings) if isinstance(settings, dict) else "mixed"
+    return _method(settings.values) if settings is not None else "mixed"
 
 
-def _method(settings: dict[str, Any]) -> str:
+def _method(settings: Mapping[str, Any]) -> str:
     """A short name for a `quantization_config`, such as gptq-4bit."""
     method, bits = settings.get("quant_method", "mlx" if "group_size" in settings else None), settings.get("bits")
     groups = settings.get("config_groups")
