@@ -105,7 +105,7 @@ def workspace_bytes(block: Block, profile: ModelProfile, workload: Workload, tar
 def _moment_bytes(moment: Workspace, kept: int, workload: Workload) -> int:
     chunk, context = workload.prefill_chunk, workload.context_tokens
     growing = moment.per_token * chunk + moment.per_context_token * kept
-    pairs = chunk * (moment.per_token_pair * context + moment.per_window_pair * kept)
+    pairs = chunk * (moment.per_token_pair * context + moment.per_window_pair * kept + moment.per_chunk_pair * chunk)
     return workload.batch_size * (growing + pairs + moment.per_sequence)
 
 

@@ -149,6 +149,8 @@ def attention_workspace(layer: LayerTensors, around: Surroundings) -> Workspace:
     moments = [norms, *_feed_forward(feed_forward, layer.experts, around)]
     if layer.cache.expanded_values_per_token:
         moments += _latent_attention(mixer, layer.cache, around)
+    elif layer.cache.tokens_per_entry > 1:
+        moments += _compressed_attention(mixer, layer.cache, around)
     elif layer.cache.values_per_token:
         moments += _attention(mixer, layer.cache, around)
     else:
@@ -268,7 +270,11 @@ def _after_scores(
     """Without fusion a layer keeps its attention weights to its end: beside its FFN, and experts if they are here."""
     pairs = around.value * _heads(mixer)
     experts = _experts_bytes(layer.experts, around) if layer.experts else 0
-    per_token = max(experts, *(moment.per_token for moment in moments if not moment.per_context_token))
+    plain = (m.per_token for m in moments if not m.per_context_token and not m.per_token_pair)
+    per_token = max(experts, *plain)
+    if (rate := layer.cache.tokens_per_entry) > 1:
+        own = pairs * _window(mixer, layer.cache)
+        return Workspace(per_token=per_token + own, per_token_pair=ceil(pairs / rate), per_chunk_pair=pairs)
     windowed = layer.cache.window_tokens is not None
     return Workspace(
         per_token=per_token, per_token_pair=0 if windowed else pairs, per_window_pair=pairs if windowed else 0
@@ -280,18 +286,60 @@ def _heads(mixer: list[Tensor]) -> int:
     return sum(tensor.params for tensor in mixer if _named([tensor], "sinks"))
 
 
+def _compressed_attention(mixer: list[Tensor], cache: Cache, around: Surroundings) -> list[Workspace]:
+    """DeepSeek-V4 in a layer that compresses, not fused: three matrices of scores a head, of a token with the window,
+    its chunk and all entries; queries, and values repeated to all heads while they are summed. Or the indexer, whose
+    scores of its heads with all entries are in fp32, three times, beside queries and its own in both types.
+    """
+    v, rate, window = around.value, cache.tokens_per_entry, _window(mixer, cache)
+    indexer = [tensor for tensor in mixer if ".indexer" in tensor.name]
+    queries = sum(t.out_features for t in mixer if t not in indexer and _named([t], "q_b_proj"))
+    scores = 3 * v * _heads(mixer)
+    attending = Workspace(
+        per_token=around.base(3) + 2 * v * queries + scores * window,
+        per_context_token=ceil(v * queries / rate),
+        per_token_pair=ceil(scores / rate),
+        per_chunk_pair=scores,
+        per_sequence=v * queries * window,
+    )
+    moments = [_indexing(indexer, Workspace(per_token=around.base(5) + v * queries), 3, rate)] if indexer else []
+    return [attending, *moments]
+
+
+def _window(mixer: list[Tensor], cache: Cache) -> int:
+    """Most tokens that the window of a layer with compressed entries can keep: its state, as if of nothing else."""
+    keys = (t.out_features for t in mixer if t.quantisable and _named([t], "kv_proj", "attn_kv"))
+    return cache.state_values // next(keys, cache.values_per_token)
+
+
+def _indexing(indexer: list[Tensor], beside: Workspace, copies: int, rate: int = 1) -> Workspace:
+    """An indexer's scores of all its heads in fp32, `copies` times, and its queries in fp32, beside what is there."""
+    heads = sum(tensor.shape[0] for tensor in indexer if _named([tensor], "weights_proj", "proj"))
+    queries = sum(tensor.out_features for tensor in indexer if _named([tensor], "wq_b", "q_b_proj", "attn_q_b"))
+    per_pair = ceil(copies * FP32_BYTES * heads / rate)
+    return beside.replace(per_token=beside.per_token + 2 * FP32_BYTES * queries, per_token_pair=per_pair)
+
+
 def _latent_attention(mixer: list[Tensor], cache: Cache, around: Surroundings) -> list[Workspace]:
     """Multi-head latent attention: the whole cache is expanded into keys and values a head, at every step.
 
     Beside that: queries as projected, their rotated part, both joined, attention's output and its projection, and the
-    new latents. Measured to the byte in DeepSeek-V2, but for the allowances of all forms.
+    new latents. Measured to the byte in DeepSeek-V2, but for the allowances of all forms. A layer with an indexer holds
+    its scores beside the expanded keys and values; GLM-5.3's scores pools of tokens.
     """
     v, latents = around.value, cache.values_per_token
     queries = sum(t.out_features for t in mixer if t.quantisable and _named([t], "q_proj", "q_b_proj"))
     low_rank = sum(t.out_features for t in mixer if t.quantisable and _named([t], "q_a_proj"))
     output = sum(t.in_features for t in mixer if t.quantisable and _named([t], "o_proj"))
     per_token = around.base(4) + v * (3 * queries + output + 2 * latents + low_rank)
-    return [Workspace(per_token=per_token, per_context_token=cache.expanded_values_per_token * v)]
+    plain = Workspace(per_token=per_token, per_context_token=cache.expanded_values_per_token * v)
+    indexer = [tensor for tensor in mixer if ".indexer" in tensor.name]
+    if not indexer:
+        return [plain]
+    pools = [
+        tensor.shape[0] for tensor in indexer if _named([tensor], "index_kpool_compress_ape", "indexer_compressor_ape")
+    ]
+    return [plain, _indexing(indexer, plain, 3 if pools else 2, pools[0] if pools else 1)]
 
 
 def _recurrence(mixer: list[Tensor], cache: Cache, around: Surroundings) -> list[Workspace]:
@@ -300,7 +348,9 @@ def _recurrence(mixer: list[Tensor], cache: Cache, around: Surroundings) -> list
     With keys repeated to the value heads, of E values a token, and V values: the projection, the convolved queries,
     keys and values, the gate's copy; in fp32 five tensors of V and five of E (values, scaled values and keys, solved
     values and keys, decayed ones, outputs), and three matrices of chunk by chunk a head. Padding to whole chunks, and
-    states on their way, count per sequence. Any other recurrence: every projection's output three times.
+    states on their way, count per sequence. Any other recurrence: every projection's output three times. Kimi's delta
+    attention as transformers computes it without its optional kernel has, beside that, the decays of every pair of a
+    chunk's tokens for each channel, in fp32, three times.
     """
     v, base = around.value, around.base(4)
     projected = sum(tensor.out_features * tensor.matrices for tensor in mixer if tensor.quantisable) - around.hidden
@@ -308,7 +358,10 @@ def _recurrence(mixer: list[Tensor], cache: Cache, around: Surroundings) -> list
     values = sum(tensor.in_features for tensor in mixer if tensor.quantisable and _named([tensor], "out_proj"))
     if not heads or not values or not cache.state_fp32_values:
         states = 3 * (v * cache.state_values + FP32_BYTES * cache.state_fp32_values)
-        return [Workspace(per_token=base + 3 * v * projected, per_sequence=states)]
+        by_channel = sum(tensor.params for tensor in mixer if _named([tensor], "dt_bias") and _named(mixer, "f_b_proj"))
+        decays = 3 * FP32_BYTES * DELTA_CHUNK * by_channel
+        states += (DELTA_CHUNK - 1) * decays
+        return [Workspace(per_token=base + 3 * v * projected + decays, per_sequence=states)]
     convolved = sum(tensor.shape[0] for tensor in mixer if _named([tensor], "conv1d"))
     keys = heads * (cache.state_fp32_values // values)
     in_fp32 = FP32_BYTES * (5 * values + 5 * keys + heads * (3 * DELTA_CHUNK + 8))
@@ -342,8 +395,8 @@ def _with_masks(moments: list[Workspace], around: Surroundings) -> list[Workspac
     return masked
 
 
-MIXERS = ("attn", "attention", "mixer", "mamba", "short_conv")
-SIZES = ("per_token", "per_context_token", "per_token_pair", "per_window_pair", "per_sequence")
+MIXERS = ("attn", "attention", "indexer", "mixer", "mamba", "short_conv")
+SIZES = ("per_token", "per_context_token", "per_token_pair", "per_window_pair", "per_chunk_pair", "per_sequence")
 
 
 def _largest(moments: list[Workspace]) -> Workspace:

@@ -10,9 +10,11 @@ import pytest
 from family_configs import CONFIGS
 from llama_cpp_files import known, tensors
 
+from cost_models.memory import workspace_bytes
+from profiles import Workload
 from profiles.errors import ProfileError
 from profiles.hf_config.families import FAMILIES
-from profiles.hf_config.reader import model_tensors
+from profiles.hf_config.reader import model_tensors, read_hf_config
 from profiles.hf_config.text_model import text_model
 from profiles.tensors import ModelTensors, Tensor, Tensors, params
 
@@ -25,7 +27,7 @@ V4_FLASH = {
     "hc_mult": 4, "compress_ratios": [0, 0, *[4, 128] * 20, 4, 0],
 }  # fmt: skip
 """deepseek-ai/DeepSeek-V4-Flash, config.json."""
-GLM_5_2 = {
+GLM_5_2: dict[str, Any] = {
     "model_type": "glm_moe_dsa", "vocab_size": 154880, "hidden_size": 6144, "intermediate_size": 12288,
     "num_hidden_layers": 78, "num_attention_heads": 64, "num_key_value_heads": 64, "q_lora_rank": 2048,
     "kv_lora_rank": 512, "qk_nope_head_dim": 192, "qk_rope_head_dim": 64, "v_head_dim": 256, "n_routed_experts": 256,
@@ -51,7 +53,7 @@ LONGCAT_LITE = {
     "zero_expert_num": 128, "moe_topk": 12, "ngram_vocab_size_ratio": 78, "emb_neighbor_num": 4, "emb_split_num": 4,
 }  # fmt: skip
 """meituan-longcat/LongCat-Flash-Lite, config.json: no model_type."""
-DELTA = {"head_dim": 128, "num_heads": 96, "short_conv_kernel_size": 4, "use_full_rank_gate": True}
+DELTA: dict[str, Any] = {"head_dim": 128, "num_heads": 96, "short_conv_kernel_size": 4, "use_full_rank_gate": True}
 FULL = [*range(4, 93, 4), 93]
 DELTA |= {"full_attn_layers": FULL, "kda_layers": [i for i in range(1, 94) if i not in FULL]}
 K3_TEXT = {
@@ -241,3 +243,43 @@ def _renamed(name: str, renames: list[Any]) -> str:
         if matched:
             break
     return name.replace("model.language_model.", "model.")
+
+
+V3_2 = {
+    "model_type": "deepseek_v32", "vocab_size": 129280, "hidden_size": 7168, "intermediate_size": 18432,
+    "num_hidden_layers": 5, "num_attention_heads": 128, "num_key_value_heads": 128, "q_lora_rank": 1536,
+    "kv_lora_rank": 512, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128, "n_routed_experts": 256,
+    "n_shared_experts": 1, "num_experts_per_tok": 8, "moe_intermediate_size": 2048, "index_head_dim": 128,
+    "index_n_heads": 64, "index_topk": 2048,
+}  # fmt: skip
+LINEAR_48B = {
+    "model_type": "kimi_linear", "vocab_size": 163840, "hidden_size": 2304, "intermediate_size": 9216,
+    "num_hidden_layers": 4, "num_attention_heads": 32, "num_key_value_heads": 32, "q_lora_rank": None,
+    "kv_lora_rank": 512, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128, "num_experts": 256,
+    "num_experts_per_token": 8, "num_shared_experts": 1, "moe_intermediate_size": 1024,
+    "linear_attn_config": DELTA | {"num_heads": 32, "use_full_rank_gate": False, "full_attn_layers": [4],
+                                   "kda_layers": [1, 2, 3]},
+}  # fmt: skip
+# MiB of attention's workspace, as transformers 5.23's forward on fake tensors needed them (torch 2.13, bf16) for
+# (prompt, chunk); V4's in two layers of one kind on a device with all else.
+NEEDED = [
+    (V3_2, {(2048, 2048): 2645.5, (4096, 512): 1566.4}),
+    (GLM_5_2 | {"num_hidden_layers": 8, "indexer_types": GLM_5_2["indexer_types"][:8]},
+     {(2048, 2048): 1463.5, (4096, 512): 930.9}),
+    (V4_FLASH | {"num_hidden_layers": 2, "compress_ratios": [4, 4]},
+     {(2048, 2048): 2207.9, (4096, 512): 462.7, (8192, 512): 846.7}),
+    (V4_FLASH | {"num_hidden_layers": 2, "compress_ratios": [128, 128]},
+     {(2048, 2048): 1819.6, (4096, 512): 213.1, (8192, 512): 217.2}),
+    (LINEAR_48B, {(2048, 2048): 6434.4, (4096, 512): 1608.7}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("config", "measured"), NEEDED, ids=["v3.2", "glm-5.2", "v4-sparse", "v4-heavy", "kda"])
+def test_workspace_is_just_above_what_was_measured(
+    config: dict[str, Any], measured: dict[tuple[int, int], float]
+) -> None:
+    profile = read_hf_config(config, "cut", "bf16")
+    for (prompt, chunk), needed in measured.items():
+        workload = Workload(prompt_tokens=prompt, generated_tokens=0, prefill_chunk=chunk)
+        ours = max(workspace_bytes(layer.attention, profile, workload) for layer in profile.layers) / 2**20
+        assert needed <= ours <= max(1.25 * needed, needed + 100), (prompt, chunk)

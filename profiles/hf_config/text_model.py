@@ -22,6 +22,8 @@ DISK_PREFIXES = {
 }  # fmt: skip
 """`model_type` of the whole -> what its checkpoints write before the text model's `layers`."""
 USUAL_PREFIX = "model.language_model."
+FLAT = ("dots3_note", "glm5_next")
+"""Types whose files may have the text model's keys at the top, without a `text_config`, as transformers reads them."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +48,8 @@ def text_model(config: Mapping[str, Any]) -> TextModel:
     family, found = outer, config
     while family not in FAMILIES:
         inner = next((key for key in NESTED if isinstance(found.get(key), dict)), None)
-        if inner is None and f"{family}_text" in FAMILIES and "hidden_size" in found:
-            family = f"{family}_text"  # a flat file of a type that is nested elsewhere
+        if inner is None and family in FLAT and "text_config" not in found:
+            family = f"{family}_text"
             break
         if inner is None and f"{family}_text" in FAMILIES:
             raise ProfileError("text_config: missing; add it, as in the model's own config.json")
