@@ -20,7 +20,7 @@ from profiles.hub.allow import HubUnreachable, NeedsHub, allowed, is_allowed
 from profiles.hub.name import HubName
 from profiles.locate import DOCUMENT_SUFFIXES, WEIGHT_SUFFIXES, existing_path, name_or_path, texts_in
 from profiles.model import ModelProfile
-from profiles.presets import model_config_preset, model_config_preset_name, model_config_presets
+from profiles.presets import beside_preset, model_config_preset, model_config_preset_name, model_config_presets
 from profiles.read_yaml import profile_from_document
 from profiles.safetensors.reader import read_safetensors
 
@@ -186,7 +186,7 @@ def _from_preset(name: str, choice: _Choice, depth: int) -> ModelProfile | None:
     config, short_name = model_config_preset(name), model_config_preset_name(name)
     if config is None or short_name is None:
         return None
-    return _from_config(config, short_name, choice, short_name)
+    return _from_config(config, short_name, choice, short_name, beside_preset(config))
 
 
 def _from_hub(name: str, choice: _Choice) -> ModelProfile | None:

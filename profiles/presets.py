@@ -7,7 +7,11 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
+from profiles.formats.settings import Beside
 from profiles.hf_config.reader import SOURCE_KEY
+
+HF_QUANT_KEY = "_hf_quant_config"
+"""Where a preset keeps the hf_quant_config.json that its checkpoint has beside config.json."""
 
 
 @cache
@@ -44,3 +48,12 @@ def model_config_preset(name: str) -> dict[str, Any] | None:
     """A fresh copy of the preset's config.json, its repository under `_source`; None where there is none."""
     found = model_config_preset_name(name)
     return None if found is None else json.loads(_texts()[found])
+
+
+def beside_preset(config: dict[str, Any]) -> Beside:
+    """What lies beside the config.json of a preset: its hf_quant_config.json, where it came with one."""
+
+    def read(name: str) -> dict[str, Any] | None:
+        return config.get(HF_QUANT_KEY) if name == "hf_quant_config.json" else None
+
+    return read
