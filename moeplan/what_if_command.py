@@ -18,6 +18,7 @@ from moeplan.cli import AsJson, GeneratedTokens, Hub, Machine, Model, Output, Pr
 from moeplan.grid import AXES, value_text
 from profiles import MoeplanError, Workload, load_hardware
 from profiles.document import one_line, short, write_text
+from profiles.units import parse_count
 from solver import what_if
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def ask(
     memory: Annotated[Values, _axis("memory of each GPU: '24 GB,48 GB'")] = None,
     link: Annotated[Values, _axis("between GPU and CPU: '25 GB/s', pcie4x16,pcie5x16")] = None,
     ram_bandwidth: Annotated[Values, _axis("peak of the CPU's memory: '200 GB/s,400 GB/s'")] = None,
-    context_tokens: Annotated[Values, _axis("tokens a sequence to reserve KV for: 4096,32768")] = None,
+    context_tokens: Annotated[Values, _axis("tokens a sequence to reserve KV for: 4096,32k")] = None,
     batch_size: Annotated[Values, _axis("sequences at a time: 1,4,16")] = None,
     prompt_tokens: Annotated[Values, _axis("prompt tokens of a request: 512,8192")] = None,
     quant: Annotated[Values, _axis("weight formats of a preset or config.json: bf16,q4_k_m")] = None,
@@ -67,9 +68,9 @@ def ask(
     axes = {
         "gpus": _values("gpus", gpus, _whole_numbers), "gpu": _values("gpu", gpu), "memory": _values("memory", memory),
         "link": _values("link", link), "ram_bandwidth": _values("ram-bandwidth", ram_bandwidth),
-        "context": _values("context-tokens", context_tokens, _whole_numbers),
+        "context": _values("context-tokens", context_tokens, _token_counts),
         "batch": _values("batch-size", batch_size, _whole_numbers),
-        "prompt": _values("prompt-tokens", prompt_tokens, _whole_numbers),
+        "prompt": _values("prompt-tokens", prompt_tokens, _token_counts),
         "quant": _values("quant", quant), "margin": _values("safety-margin", safety_margin, _shares),
         "granularity": _values("granularity", granularity), "target": _values("target", target),
     }  # fmt: skip
@@ -172,6 +173,11 @@ def _whole_numbers(text: str) -> list[int]:
     if not first <= last <= first + 10_000:
         raise ValueError("is not a range from few to more; write e.g. 1-16")
     return list(range(first, last + 1))
+
+
+def _token_counts(text: str) -> list[int]:
+    """`4096` or `4k`, or a range as of other whole numbers."""
+    return [parse_count(text)] if re.search("[kKmM]$", text) else _whole_numbers(text)
 
 
 def _shares(text: str) -> list[float]:

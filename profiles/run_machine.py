@@ -106,8 +106,10 @@ def cpu_part(name: str) -> CpuPart | None:
     return next((part for spelling in spellings if (part := find_cpu(spelling)) is not None), None)
 
 
-def gpu_part(name: str) -> GpuPart | None:
+def gpu_part(name: str, memory_bytes: int | None = None) -> GpuPart | None:
     """The catalogue's GPU that a source means; a size in its name is taken as description where no part has it.
+
+    Of parts that share a name it is the one with `memory_bytes`, where the source gives that.
 
     >>> gpu_part("RTX 4090 48GB (modified)").name, gpu_part("RTX 5060 Ti 8GB").name
     ('RTX4090', 'RTX5060Ti-8GB')
@@ -116,7 +118,7 @@ def gpu_part(name: str) -> GpuPart | None:
     first = re.split(r"\bor\b", outside)[0]
     plain = re.sub(r"\d+ ?gb\b|generation|graphics|edition|workstation|server", " ", first.lower())
     spellings = [name, outside, first, plain]
-    return next((part for spelling in spellings if (part := find_gpu(spelling)) is not None), None)
+    return next((part for spelling in spellings if (part := find_gpu(spelling, memory_bytes)) is not None), None)
 
 
 def uses_gpus(run: Run) -> bool:
@@ -132,7 +134,7 @@ def _gpus(run: Run, notes: list[str]) -> list[tuple[GpuPart, int | None]]:
         return []
     found: list[tuple[GpuPart, int | None]] = []
     for gpu in run.gpus:
-        part = gpu_part(gpu.model)
+        part = gpu_part(gpu.model, gpu.memory_bytes)
         if part is not None:
             found += [(part, gpu.memory_bytes)] * gpu.count
             continue
