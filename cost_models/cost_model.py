@@ -12,6 +12,7 @@ from cost_models import memory
 from cost_models.constants import GPU_SAFETY_MARGIN
 from cost_models.engines import Habits, by_model, engine_of
 from cost_models.experts import distinct_experts
+from cost_models.held import held
 from cost_models.links import Links
 from cost_models.roofline import UNTUNED, Work, measured_or, roofline_s
 from cost_models.splits import mean_of_slowest
@@ -33,7 +34,8 @@ class Step:
 class CostModel:
     """Every figure of docs/model.md for one profile, machine and workload, on demand and remembered.
 
-    Layers are named by index. Equal layers share one computation (`layer_class`): a model has few kinds of layers.
+    `profile` has the bytes that the target holds, `as_stored` those of the files (`cost_models/held.py`). Layers are
+    named by index. Equal layers share one computation (`layer_class`): a model has few kinds of layers.
     """
 
     def __init__(
@@ -47,7 +49,8 @@ class CostModel:
         engine: str | None = None,
     ) -> None:
         """`engine` is the runtime whose speed is meant; by default the one that runs the target's plans."""
-        self.profile, self.hardware, self.workload = profile, hardware, workload or Workload()
+        self.as_stored, self.profile = profile, held(profile, target, hardware)
+        self.hardware, self.workload = hardware, workload or Workload()
         self.safety_margin, self.target = safety_margin, target
         self.target_memory = target_memory(target)
         self.engine = engine_of(engine or target)
@@ -96,6 +99,12 @@ class CostModel:
         if experts.expert_weight_bytes is None:
             return -(-stored * len(ids) // experts.count)
         return -(-sum(experts.expert_weight_bytes[i] for i in ids) * stored // max(1, experts.weight_bytes.gpu))
+
+    def loaded_bytes(self) -> int:
+        """Bytes of all weights in RAM while they are loaded: as GPUs are to have them, for what the target unpacks."""
+        unpacks_all = self.profile.weight_bytes != self.as_stored.weight_bytes
+        found = self.profile if unpacks_all else self.as_stored
+        return sum(block.weight_bytes.cpu for block in found.blocks) - found.tied_bytes
 
     def kv_bytes(self, layer: int) -> int:
         return memory.kv_bytes(self.layer(layer).attention, self.workload)

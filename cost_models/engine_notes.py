@@ -23,7 +23,7 @@ def engine_notes(costs: CostModel) -> tuple[str, ...]:
     gpu = next(iter(costs.hardware.gpus), None)
     if layer is None or gpu is None or costs.engine.name == FUSED:
         return ()
-    fused = CostModel(costs.profile, costs.hardware, costs.workload, target=costs.target, engine=FUSED)
+    fused = CostModel(costs.as_stored, costs.hardware, costs.workload, target=costs.target, engine=FUSED)
     step = costs.decode_step()
     here, there = (costs.experts_from_s(layer, gpu.name, device, step) for device in (gpu.name, "cpu"))
     could, would = (fused.experts_from_s(layer, gpu.name, device, step) for device in (gpu.name, "cpu"))

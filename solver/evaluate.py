@@ -165,12 +165,11 @@ def _memory(placement: Placement, costs: CostModel) -> dict[str, DeviceMemory]:
     if costs.target_memory.streams_blocks:
         main = next((held[device] for device in held if device != "cpu" and held[device].blocks), _Held())
         main.staging = max(held["cpu"].blocks, default=0)
-    model_bytes = sum(block.weight_bytes.cpu for block in profile.blocks) - profile.tied_bytes
     peaks = load_peaks(
         costs.target_memory,
         {device: found.weights for device, found in held.items()},
         {device: found.experts for device, found in held.items()},
-        model_bytes,
+        costs.loaded_bytes(),
     )
     return {device: found.memory(device, costs, peaks.get(device)) for device, found in held.items()}
 

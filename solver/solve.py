@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 
 from cost_models import CostModel
 from cost_models.engine_notes import engine_notes
+from cost_models.held import held_note
 from cost_models.uncertainty import plan_interval
 from profiles import Workload, load_hardware, load_placement, load_profile, load_workload
 from profiles.errors import InfeasiblePlacement, MoeplanError
@@ -97,7 +98,8 @@ def solve(
     if search.best is None:
         raise InfeasiblePlacement(f"no plan found within {time_limit:g} s; raise time_limit", proven=False)
     best, proof = settle(search, tie_tolerance) if isinstance(search, Portfolio) else (search.best, search.proof())
-    notes = list(engine_notes(costs))
+    unpacked = held_note(costs.as_stored, costs.target, costs.hardware)
+    notes = [*([unpacked] if unpacked else []), *engine_notes(costs)]
     if prefer == "simplest":
         best, proof, said = _simpler(best, proof, costs, allowed, problem, pins)
         notes += said
@@ -201,7 +203,7 @@ def _wary_plans(costs: CostModel, problem: Problem, pins: Pins | None, objective
     for machine, fineness in ((wary(costs.hardware), granularity), (costs.hardware, "layer")):
         try:
             found = solve(
-                costs.profile, machine, costs.workload, safety_margin=costs.safety_margin, granularity=fineness,
+                costs.as_stored, machine, costs.workload, safety_margin=costs.safety_margin, granularity=fineness,
                 objective=objective, target=costs.target, pins=pins, time_limit=3.0, relative_gap=1e-3,
             )  # fmt: skip
         except InfeasiblePlacement:

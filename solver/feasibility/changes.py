@@ -128,12 +128,12 @@ class Changes:
     def finest_quant(self) -> str | None:
         """The finest of `FINE_TO_COARSE` with fewer bytes than now. Only for a model that is known to be read from a
         preset's config.json: other files have their bytes, and a profile does not say where it is from."""
-        profile = self._costs.profile
+        profile = self._costs.as_stored
         if self._read(profile.quant) != profile:
             return None
         for quant in FINE_TO_COARSE:
             other = self._read(quant)
-            if other is not None and other.weight_bytes < profile.weight_bytes:
+            if other is not None and other.weight_bytes < self._costs.profile.weight_bytes:
                 costs = self._with(profile=other)
                 demand = self._demand_of(costs, Allowed(costs, costs.target, self._pins))
                 if self._fit(demand, costs.hardware):
@@ -154,7 +154,7 @@ class Changes:
     def _with(self, *, profile: ModelProfile | None = None, hardware: Hardware | None = None) -> CostModel:
         costs = self._costs
         return CostModel(
-            profile or costs.profile,
+            profile or costs.as_stored,
             hardware or costs.hardware,
             costs.workload,
             safety_margin=costs.safety_margin,

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from itertools import groupby
 
 from cost_models import CostModel
+from cost_models.held import held_note
 from profiles.errors import InfeasiblePlacement
 from profiles.hardware import Device
 from profiles.placement import Placement
@@ -93,7 +94,8 @@ def _names(problem: Problem) -> list[str]:
 def _said(missing: Missing | None, problem: Problem, costs: CostModel) -> str:
     why = "granularity, target and pins together leave some block no device; loosen one of them"
     if missing is not None:
-        why = f"short of {_where(missing, _names(problem))}"
+        unpacked = held_note(costs.as_stored, costs.target, costs.hardware)
+        why = f"short of {_where(missing, _names(problem))}" + (f" ({unpacked})" if unpacked else "")
     return f"{costs.profile.model} does not fit {costs.hardware.name}: {why}"
 
 

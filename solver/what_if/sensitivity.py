@@ -61,7 +61,7 @@ def sensitivity(
     plan = load_placement(plan)
     costs = costs_of(plan, profile, hardware, workload, safety_margin=margin)
     base = Question(
-        costs.profile, costs.hardware, costs.workload, costs.safety_margin, plan.granularity or "module",
+        costs.as_stored, costs.hardware, costs.workload, costs.safety_margin, plan.granularity or "module",
         costs.target, plan.objective or "request",
     )  # fmt: skip
     worth = _Worth(base, plan, Effort(time_limit, relative_gap, seed))
