@@ -26,6 +26,8 @@ from profiles.hf_config.parts.decoder import decoder, every_layer, layer_count, 
 from profiles.hf_config.parts.feed_forward import UNCOUNTED_BUFFERS, mixture
 from profiles.tensors import DiskNames, ModelTensors, Tensors, under
 
+HASHED = "tables of experts by token (the first layers') are buffers too"
+
 
 def _deepseek_v32(fields: Fields) -> ModelTensors:
     _, attention = sparse_latent(fields)
@@ -82,7 +84,7 @@ def _deepseek_v4(fields: Fields) -> ModelTensors:
     bias = fields.flag("mlp_bias", False)
     experts = mixture(fields, count=EXPERTS, width=width, shared_width=width, shared_bias=bias)
     mixers = streams.hyper_connections(fields, fp32=True)
-    notes = (streams.NOTE, indexers.NOTE, UNCOUNTED_BUFFERS, "the table of experts by token in hashed layers, neither")
+    notes: tuple[str, ...] = (streams.NOTE, indexers.NOTE, UNCOUNTED_BUFFERS, HASHED)
     if extra:
         notes += (f"{len(extra)} multi-token-prediction layer(s) of the checkpoint are left out, as transformers does",)
     model = decoder(

@@ -48,7 +48,7 @@ def _longcat(fields: Fields, embedding: Tensors) -> ModelTensors:
         layers = max(1, fields.size("num_hidden_layers", most=2 * MAX_LAYERS) // 2)
     fields = fields.but(num_hidden_layers=layers)
     zero = fields.count("zero_expert_num", 0, most=MAX_EXPERTS)
-    notes = (UNCOUNTED_BUFFERS, "two attentions a layer, of which its cache is the sum")
+    notes: tuple[str, ...] = (UNCOUNTED_BUFFERS, "two attentions a layer, of which its cache is the sum")
     if zero:
         experts, used = fields.size("n_routed_experts|num_local_experts"), fields.size("moe_topk")
         average = f"on average {used * experts / (experts + zero):g} of the {used} chosen compute"
