@@ -146,6 +146,13 @@ def test_memory_tells_apart_what_shares_a_name() -> None:
     assert any("no such size" in note for note in read_phrase("RTX4090-48GB").notes)
 
 
+def test_cards_with_several_gpus_say_so() -> None:
+    for text, each in (("8xMI250X", 2), ("A16", 4)):
+        machine = read_phrase(text)
+        assert any(f"of the {each} GPUs that a card shows" in note for note in machine.notes)
+    assert not any("a card shows" in note for note in read_phrase("8xMI300X").notes)
+
+
 @pytest.mark.parametrize(
     "text", ["RX 4090", "Radeon 4090", "Tesla M4", "Intel L4", "RTX 4090 Laptop GPU", "cpu=Intel 9654", "cpu=13900"]
 )

@@ -50,6 +50,13 @@ def test_a_size_tells_forms_of_a_chip_apart() -> None:
     assert read_phrase("M3 Max, ram=36GB").gpus[0].bandwidth_bytes_per_s == 300e9
 
 
+@pytest.mark.parametrize("text", ["M2 Ultra", "M3 Max", "M4 Max", "M5 Max", "Apple M1"])
+def test_the_size_that_is_asked_for_can_be_pasted(text: str) -> None:
+    with pytest.raises(HardwareError) as caught:
+        read_phrase(text)
+    assert read_phrase(re.search(r"e\.g\. (\S+)$", str(caught.value))[1]).pools  # type: ignore[index]
+
+
 def test_halves_of_one_chip_are_one_machine() -> None:
     machine = read_phrase("Ryzen AI Max+ 395 with Radeon 8060S, ram=96GB")
     assert (len(machine.gpus), machine.cpu.model, machine.pools[0].memory_bytes) == (1, "Ryzen-AI-Max+-395", 96 * 10**9)

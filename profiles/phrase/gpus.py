@@ -30,6 +30,9 @@ class Gpus:
         notes, asked = [], self.asked[:60]
         if self.others:
             notes.append(f"{asked}: taken for {self.part.name}, not for {' or '.join(p.name for p in self.others)}")
+        if self.part.per_card > 1:
+            many = f"{self.count} of the {self.part.per_card} GPUs that a card shows"
+            notes.append(f"{asked}: {many}, {gb(self.part.memory_bytes)} each; write a multiple for whole cards")
         if self.memory_bytes is not None and not self.part.has_total(self.memory_bytes):
             notes.append(f"{asked}: no such size is known; speeds are those of {self.part.name}")
         return notes
