@@ -90,8 +90,8 @@ class GpuPart(Noun):
     """One kind of GPU. `memory_bytes` is what its driver prints, `other_totals` what else it was seen to print.
 
     `driver_names` are how the driver's tools, torch and llama.cpp call it; `compute_capability` is NVIDIA's,
-    `llvm_target` AMD's name of the instruction set; `per_card` is how many of them a card shows. `unverified` lists fields that were remembered and not looked up,
-    `doubts` figures on which sources disagree.
+    `llvm_target` AMD's name of the instruction set; `per_card` is how many of them a card shows. `unverified` lists
+    fields that were remembered and not looked up, `doubts` figures on which sources disagree.
     """
 
     name: str
