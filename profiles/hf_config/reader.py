@@ -60,7 +60,7 @@ def model_tensors(config: dict[str, Any]) -> ModelTensors:
     if family is None or any(text.fields.config.get(k) is not None and k not in family.handles for k in UNHANDLED_KEYS):
         return _other_reader(text.family)(config)
     model = family.read(text.fields)
-    notes = ("the text model only: towers for vision or sound are left out",) if text.prefix else ()
+    notes: tuple[str, ...] = ("the text model only: towers for vision or sound are left out",) if text.prefix else ()
     if text.fields.assumed:
         sizes = ", ".join(f"{key} {value}" for key, value in text.fields.assumed.items())
         notes += (f"not in the file, so transformers' default: {sizes}",)
