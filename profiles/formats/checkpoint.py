@@ -110,8 +110,8 @@ class _Sums:
         if part is None or tensor.fp32:
             return self._plain_bytes(tensor)
         module = self._module(part, tensor.name.removesuffix(".weight"))
-        one = self._matrix(self.rules.scheme_of(module), tensor.out_features, tensor.in_features, block, part)
-        return tensor.matrices * one
+        times, rows = tensor.matrices * tensor.stacked, tensor.out_features // tensor.stacked
+        return times * self._matrix(self.rules.scheme_of(module), rows, tensor.in_features, block, part, times)
 
     def _each(self, tensor: Tensor, block: str) -> list[int]:
         """Bytes of every expert's part of a tensor of all of a layer's."""
