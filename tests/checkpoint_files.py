@@ -19,7 +19,8 @@ from typing import Any
 from profiles.model import ModelProfile
 
 Config = Mapping[str, Any]
-BITS = {"F32": 32, "F16": 16, "BF16": 16, "F8_E4M3": 8, "U8": 8, "I32": 32, "I64": 64, "U32": 32}
+BITS = {"F32": 32, "F16": 16, "BF16": 16, "F8_E4M3": 8, "F8_E8M0": 8}
+BITS |= {"U8": 8, "I8": 8, "U32": 32, "I32": 32, "I64": 64}
 
 
 @dataclass(frozen=True)

@@ -106,17 +106,19 @@ def _homes(model: ModelTensors, headers: Headers, extra_layers: int) -> Iterator
                 raise bad(path, f"has layers of two models: {both}; keep the files of one")
             if home.part == "layer" and home.rest in routed:
                 home = home._replace(part="experts", projection=projection_of(home.rest))
-            elif home.part == "" and (part := known.get(_module(home.rest))):
+            elif home.part == "" and (part := known.get(_module(home.rest) or home.rest)):
                 home = Home(part)
             yield path, name, entry, home
 
 
 def _outside_by_model(model: ModelTensors) -> dict[str, str]:
-    """Modules outside the layers under the architecture's own names, which the table of names need not have."""
+    """Modules outside the layers under the architecture's own names and its checkpoints', which the table of names need
+    not have. A parameter that is in no module (DeepSeek-V4's `hc_head_fn`) stands for itself."""
     parts = {t.name: "beside embedding" for t in model.embedding[1:]}
     parts |= {t.name: "embedding" for t in model.embedding[:1]}
-    parts |= {t.name: "lm_head" if len(t.shape) > 1 else "head" for t in model.head}
-    return {_module(home_of(name).rest): part for name, part in parts.items()}
+    parts |= {t.name: "lm_head" if model.vocab_size in t.shape[:-1] else "head" for t in model.head}
+    rests = [(home_of(name).rest, part) for own, part in parts.items() for name in (own, model.disk_names.module(own))]
+    return {_module(rest) or rest: part for rest, part in rests}
 
 
 def _routed_by_model(model: ModelTensors) -> set[str]:
