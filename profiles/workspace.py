@@ -21,6 +21,7 @@ from math import ceil
 
 from profiles.model import Workspace
 from profiles.tensors import Cache, LayerTensors, ModelTensors, RoutedExperts, Tensor, params
+from profiles.workspace_habits import USUAL, Habits, habits_of
 
 FP32_BYTES = 4
 INDEX_BYTES = 8
@@ -33,47 +34,13 @@ DELTA_CHUNK = 64
 
 
 @dataclass(frozen=True)
-class Habits:
-    """What an architecture's code in transformers does that its shapes do not tell.
-
-    `rotated`: the share of a head that is rotated. `fp32_rotation`: how many tensors as large as the queries rotation
-    needs in fp32, 0 where it works in activations.
-    `every_expert`: each token is given to every expert, with weight zero where not chosen. `idle_windows`: a mask for
-    windows is made also where no layer has one. `scaled_embedding`: the embedding's vectors are multiplied into new
-    ones. `norm_tensors`: how many fp32 tensors a norm keeps alive.
-    """
-
-    rotated: float = 1.0
-    fp32_rotation: int = 0
-    every_expert: bool = False
-    idle_windows: bool = False
-    scaled_embedding: bool = False
-    norm_tensors: int = 2
-
-
-HABITS = {
-    "cohere": Habits(fp32_rotation=6, norm_tensors=3),
-    "ernie4_5": Habits(fp32_rotation=4),
-    "flex_olmo": Habits(fp32_rotation=4),
-    "glm4_moe": Habits(rotated=0.5),
-    "gemma": Habits(scaled_embedding=True),
-    "granite": Habits(scaled_embedding=True),
-    "llama4": Habits(fp32_rotation=3, every_expert=True),
-    "olmo2": Habits(fp32_rotation=4),
-    "olmo3": Habits(fp32_rotation=4),
-    "qwen2_moe": Habits(idle_windows=True),
-}
-"""By the beginning of the architecture's name, where anything is unusual."""
-
-
-@dataclass(frozen=True)
 class Surroundings:
     """What a block's form needs to know of the model around it.
 
     `scores` says that attention is not fused (gpt-oss: attention sinks have no kernel in torch), so masks are of the
     activations' type and scores exist. `windows` and `full` say whether masks are made for layers with a window, and
     for layers without. `shared` says that there are shared experts; where those run first, as in Qwen, their output
-    waits for the routed ones.
+    waits for the routed ones. `heads` is how many have sinks where some have: layers without are not fused either.
     """
 
     hidden: int
@@ -83,7 +50,8 @@ class Surroundings:
     windows: bool = False
     full: bool = True
     shared: bool = False
-    habits: Habits = Habits()
+    heads: int = 0
+    habits: Habits = USUAL
 
     @property
     def fixed(self) -> int:
@@ -97,7 +65,8 @@ class Surroundings:
 
     def base(self, vectors: int) -> int:
         """Bytes a token of `vectors` hidden vectors and of what all layers share."""
-        return vectors * self.hidden * self.value + self.tables
+        in_fp32 = FP32_BYTES * self.habits.fp32_vectors * self.hidden
+        return vectors * self.hidden * self.value + in_fp32 + self.tables
 
     @property
     def norm(self) -> int:
@@ -108,7 +77,7 @@ class Surroundings:
 def surroundings(model: ModelTensors, value: int) -> Surroundings:
     """The surroundings of every block of `model`, whose activations take `value` bytes each."""
     attends = [layer.cache for layer in model.layers if layer.cache.values_per_token]
-    habits = next((h for start, h in HABITS.items() if model.architecture.startswith(start)), Habits())
+    habits = habits_of(model.architecture)
     return Surroundings(
         hidden=model.hidden_size,
         vocab=model.vocab_size,
@@ -117,6 +86,7 @@ def surroundings(model: ModelTensors, value: int) -> Surroundings:
         windows=habits.idle_windows or any(cache.window_tokens for cache in attends),
         full=any(not cache.window_tokens for cache in attends),
         shared=any(layer.experts and _width(_split(layer.attention)[1]) for layer in model.layers),
+        heads=max((_heads(layer.attention) for layer in model.layers), default=0),
         habits=habits,
     )
 
@@ -197,12 +167,12 @@ def _feed_forward(tensors: list[Tensor], experts: RoutedExperts | None, around: 
     logits, probabilities and masks of groups, 24 bytes an expert at most (DeepSeek-V3).
     """
     v, hidden = around.value, around.hidden
-    width = _width(tensors)
+    width, copies = _width(tensors), around.habits.dense_copies
     if experts is None:
-        return [Workspace(per_token=around.base(4) + 3 * v * width)]
+        return [Workspace(per_token=around.base(4) + copies * v * width)]
     logits = FP32_BYTES * experts.count
     moments = [
-        Workspace(per_token=around.base(6 if width else 5) + 3 * v * width + logits),
+        Workspace(per_token=around.base(6 if width else 5) + copies * v * width + logits),
         Workspace(per_token=around.base(7) + logits),
         Workspace(per_token=around.base(4) + FP32_BYTES * hidden + 24 * experts.count),
     ]
@@ -243,7 +213,7 @@ def _attention(mixer: list[Tensor], cache: Cache, around: Surroundings) -> list[
     moments.append(Workspace(per_token=around.base(4) + v * (2 * queries + 3 * gate)))
     attending = base + v * (2 * queries + gate)
     if around.scores:
-        pairs = 3 * _heads(mixer) * v
+        pairs = around.habits.score_copies * around.heads * v
         windowed = cache.window_tokens is not None
         moments.append(
             Workspace(
@@ -261,14 +231,30 @@ def _attention(mixer: list[Tensor], cache: Cache, around: Surroundings) -> list[
                 after_first_chunk=cache.window_tokens is None,
             )
         )
+    if indexer := [tensor for tensor in mixer if ".indexer." in tensor.name]:
+        moments.append(_block_mask(mixer, indexer, around, attending))
     return moments
+
+
+def _block_mask(mixer: list[Tensor], indexer: list[Tensor], around: Surroundings, per_token: int) -> Workspace:
+    """MiniMax-M3's indexer ends in a mask of every head: two in bytes, two in v, beside four of its own in fp32."""
+    scores = 4 * FP32_BYTES * _heads_by_norm(indexer)
+    heads = _heads_by_norm([tensor for tensor in mixer if tensor not in indexer])
+    return Workspace(per_token=per_token, per_token_pair=heads * (2 + 2 * around.value) + scores)
+
+
+def _heads_by_norm(tensors: list[Tensor]) -> int:
+    """Heads of queries that are normed by head; 0 where none are."""
+    rows = sum(tensor.out_features for tensor in tensors if tensor.quantisable and _named([tensor], "q_proj"))
+    sizes = [tensor.params for tensor in tensors if _named([tensor], "q_norm")]
+    return rows // sizes[0] if sizes else 0
 
 
 def _after_scores(
     mixer: list[Tensor], layer: LayerTensors, moments: list[Workspace], around: Surroundings
 ) -> Workspace:
     """Without fusion a layer keeps its attention weights to its end: beside its FFN, and experts if they are here."""
-    pairs = around.value * _heads(mixer)
+    pairs = around.value * (around.heads if layer.cache.values_per_token else 0)
     experts = _experts_bytes(layer.experts, around) if layer.experts else 0
     plain = (m.per_token for m in moments if not m.per_context_token and not m.per_token_pair)
     per_token = max(experts, *plain)
@@ -281,7 +267,7 @@ def _after_scores(
     )
 
 
-def _heads(mixer: list[Tensor]) -> int:
+def _heads(mixer: Iterable[Tensor]) -> int:
     """Attention heads, as the number of sinks."""
     return sum(tensor.params for tensor in mixer if _named([tensor], "sinks"))
 
@@ -354,11 +340,15 @@ def _recurrence(mixer: list[Tensor], cache: Cache, around: Surroundings) -> list
     """
     v, base = around.value, around.base(4)
     projected = sum(tensor.out_features * tensor.matrices for tensor in mixer if tensor.quantisable) - around.hidden
+    if _named(mixer, "D"):
+        return [_state_space(mixer, cache, around)]
     heads = sum(tensor.params for tensor in mixer if _named([tensor], "A_log"))
     values = sum(tensor.in_features for tensor in mixer if tensor.quantisable and _named([tensor], "out_proj"))
     if not heads or not values or not cache.state_fp32_values:
         states = 3 * (v * cache.state_values + FP32_BYTES * cache.state_fp32_values)
-        by_channel = sum(tensor.params for tensor in mixer if _named([tensor], "dt_bias") and _named(mixer, "f_b_proj"))
+        by_channel = sum(
+            tensor.params for tensor in mixer if _named([tensor], "dt_bias") and _named(mixer, "f_b_proj", "f_proj")
+        )
         decays = 3 * FP32_BYTES * DELTA_CHUNK * by_channel
         states += (DELTA_CHUNK - 1) * decays
         return [Workspace(per_token=base + 3 * v * projected + decays, per_sequence=states)]
@@ -372,6 +362,26 @@ def _recurrence(mixer: list[Tensor], cache: Cache, around: Surroundings) -> list
             per_sequence=(DELTA_CHUNK - 1) * in_fp32 + states + 4 * v * cache.state_values,
         )
     ]
+
+
+def _state_space(mixer: list[Tensor], cache: Cache, around: Surroundings) -> Workspace:
+    """Mamba and Mamba-2 as transformers computes them without their optional kernels, in fp32.
+
+    The first: three tensors of a state for every token (its decay, its input's weight, and that times the input), and
+    six of the inner width. The second works in chunks: four matrices of chunk by chunk a head (decays, products of both
+    sides of the state, both together, and their copy), both sides of the state a head, seven of the inner width.
+    """
+    v, decay = around.value, next(tensor for tensor in mixer if _named([tensor], "A_log"))
+    projected = sum(t.out_features for t in mixer if t.quantisable and _named([t], "in_proj"))
+    inner = sum(t.in_features for t in mixer if t.quantisable and _named([t], "out_proj"))
+    per_token, states = around.base(4) + 2 * v * projected, 3 * FP32_BYTES * cache.state_fp32_values
+    if len(decay.shape) > 1:
+        in_fp32 = FP32_BYTES * (3 * cache.state_fp32_values + 6 * inner)
+        return Workspace(per_token=per_token + in_fp32, per_sequence=states + 4 * v * cache.state_values)
+    heads, chunk = decay.params, around.habits.state_chunk
+    in_fp32 = FP32_BYTES * (heads * (4 * chunk + 2 * cache.state_fp32_values // inner) + 7 * inner)
+    padding = (chunk - 1) * in_fp32
+    return Workspace(per_token=per_token + in_fp32, per_sequence=padding + states + 4 * v * cache.state_values)
 
 
 def _with_masks(moments: list[Workspace], around: Surroundings) -> list[Workspace]:
@@ -395,7 +405,7 @@ def _with_masks(moments: list[Workspace], around: Surroundings) -> list[Workspac
     return masked
 
 
-MIXERS = ("attn", "attention", "indexer", "mixer", "mamba", "short_conv")
+MIXERS = ("attn", "attention", "indexer", "mixer", "mamba", "short_conv", "conv")
 SIZES = ("per_token", "per_context_token", "per_token_pair", "per_window_pair", "per_chunk_pair", "per_sequence")
 
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from profiles.errors import ApplyError
 
-NORMS = ("norm", "embedding_norm", "final_layernorm")
+NORMS = ("norm", "embedding_norm", "final_layernorm", "norm_f")
 """What base models call the norm before the head."""
 
 

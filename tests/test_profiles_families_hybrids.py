@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from cost_models.memory import workspace_bytes
+from profiles import Workload
 from profiles.errors import ProfileError
 from profiles.hf_config.families import FAMILIES
 from profiles.hf_config.reader import model_tensors, read_hf_config
@@ -166,6 +168,24 @@ def test_published_sizes(name: str) -> None:
     assert found[0] == pytest.approx(total, rel=0.01, abs=0.5 if isinstance(total, int) else 0.05)
     assert found[1] == pytest.approx(active, rel=0.04)
     assert read_hf_config(config, name, "bf16").params == pytest.approx(1e9 * found[0])
+
+
+# MB beyond weights and KV that transformers 5.23's forward on fake tensors (torch 2.13, bf16) needed at most for layers
+# without their experts; (tokens of the prompt, read at once)
+MEASURED = {
+    "Granite-4.0-H-Small": (2048, 1861), "Jamba-1.5-Mini": (512, 907), "LFM2-8B-A1B": (2048, 114),
+    "Ling-3.0-tiny": (2048, 3369), "MiMo-V2-Flash": (2048, 1260), "MiniMax-M3": (2048, 1971),
+    "Nemotron-3-Nano": (2048, 767), "Solar-Open-100B": (2048, 177), "ZAYA1-8B": (2048, 87),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MEASURED)
+def test_workspace_is_just_above_what_was_measured(name: str) -> None:
+    (tokens, measured), (config, _, _) = MEASURED[name], PUBLISHED[name]
+    profile = read_hf_config(config, name, "bf16")
+    workload = Workload(prompt_tokens=tokens, generated_tokens=0, prefill_chunk=tokens)
+    most = max(workspace_bytes(layer.attention, profile, workload) for layer in profile.layers)
+    assert 1 <= most / (1e6 * measured) <= 1.25
 
 
 def test_a_pattern_may_be_spelt_in_letters_or_in_words() -> None:
