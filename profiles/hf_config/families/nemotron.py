@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
@@ -90,8 +91,10 @@ def _nemotron_h(fields: Fields) -> ModelTensors:
     if fields.config.get("num_hidden_layers", len(kinds)) != len(kinds):
         given = short(fields.config["num_hidden_layers"])
         raise ProfileError(f"{fields.prefix}num_hidden_layers: {given}, but {len(kinds)} layers are listed; drop it")
-    mixers = {MAMBA: partial(_mamba, fields), ATTENTION: partial(_attention, fields), EXPERTS: Mixer, MLP: Mixer}
-    feeds = {EXPERTS: partial(_experts, fields), MLP: partial(_mlp, fields), MAMBA: FeedForward, ATTENTION: FeedForward}
+    mixers: dict[str, Callable[[], Mixer]] = {MAMBA: partial(_mamba, fields), ATTENTION: partial(_attention, fields)}
+    mixers |= dict.fromkeys((EXPERTS, MLP), Mixer)
+    feeds: dict[str, Callable[[], FeedForward]] = {EXPERTS: partial(_experts, fields), MLP: partial(_mlp, fields)}
+    feeds |= dict.fromkeys((MAMBA, ATTENTION), FeedForward)
     model = decoder(
         fields.but(num_hidden_layers=len(kinds)),
         by_layer(kinds, mixers),
