@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -312,3 +314,26 @@ def test_one_format_a_kind_of_device_may_be_of_these() -> None:
     assert both.packed_by is None
     assert both.layers[0].experts is not None
     assert both.layers[0].experts.weight_bytes.gpu != both.layers[0].experts.weight_bytes.cpu
+
+
+# ---- files beside config.json ----
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "3", '{"a": 1, "a": 2}'])
+def test_a_bad_file_beside_is_named_and_nothing_is_half_read(text: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(TINY))
+    (tmp_path / "hf_quant_config.json").write_text(text)
+    with pytest.raises(ProfileError, match=r"hf_quant_config.json: ") as caught:
+        load_profile(tmp_path)
+    assert "\n" not in str(caught.value)
+    (tmp_path / "config.json").write_text(json.dumps({**TINY, "quantization_config": GPTQ}))
+    assert load_profile(tmp_path).quant == "gptq-4bit", "config.json speaks, so the other file is not asked"
+
+
+def test_files_of_other_things_say_nothing(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(TINY))
+    (tmp_path / "hf_quant_config.json").write_text(json.dumps({"quantization": {"quant_algo": "NVFP4"}}))
+    with pytest.raises(ProfileError, match="neither which modules are excluded"):
+        load_profile(tmp_path)
+    assert load_profile(tmp_path, "bf16").quant == "bf16"
+    assert load_profile(tmp_path, "nvfp4").packed_by == "modelopt"

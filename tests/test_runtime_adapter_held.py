@@ -56,7 +56,8 @@ def bytes_by_block(model: Any) -> dict[str, int]:
     sums: dict[str, int] = {}
     for name, parameter in model.named_parameters():
         layer = name.split("layers.")[-1].split(".")[0] if "layers." in name else ""
-        part = "experts" if ".experts." in name else "embedding" if "embed" in name else "attention" if layer else "head"
+        around = "attention" if layer else "embedding" if "embed" in name else "head"
+        part = "experts" if ".experts." in name else around
         sums[part + layer] = sums.get(part + layer, 0) + parameter.nbytes
     return sums
 

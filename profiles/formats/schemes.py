@@ -160,11 +160,6 @@ def hqq(bits: int, group: int | None) -> Scheme:
     return Scheme(f"hqq-{bits}bit", n_bytes)
 
 
-def mlx(bits: int, group: int) -> Scheme:
+def mlx(bits: int, group: int | None) -> Scheme:
     """mlx's affine: words along the input, `scales` and `biases` in 16 bits."""
-    return Scheme(f"mlx-{bits}bit", lambda o, i: o * words(i, bits) + 4 * o * up(i, group))
-
-
-def exl3(bits: int) -> Scheme:
-    """`trellis` in tiles of 16 x 16, fp16 signs `suh` and `svh`."""
-    return Scheme(f"exl3-{bits}bit", lambda o, i: 2 * up(i, 16) * up(o, 16) * 16 * bits + 2 * (i + o))
+    return Scheme(f"mlx-{bits}bit", lambda o, i: o * words(i, bits) + 4 * o * up(i, group or i))

@@ -60,7 +60,7 @@ def read_safetensors(path: Path, name: str, kv: KvFormat | None = None) -> Model
     quant = quant_label(settings, headers)
     stored = stored_in_checkpoint(model, headers, quant, folder, _extra_layers(config))
     method = method_of(settings) if settings is not None and quant not in _PLAIN.values() else None
-    stored = replace(stored, packed_by=method and method.name, value_bytes=4 if quant == "fp32" else 2)
+    stored = replace(stored, packed_by=method.name if method else None, value_bytes=4 if quant == "fp32" else 2)
     source = f"{len(files)} safetensors file{'s' if len(files) > 1 else ''}, bytes as stored; config.json"
     try:
         return profile_of(model, stored, name, source, _left_out(folder, files), kv)

@@ -20,7 +20,7 @@ def _rules(settings: Settings) -> Rules:
         problem = f"names a mean of bits; what each matrix has is in {TENSOR_LIST_FILE}, which is not there"
         raise ProfileError(f"{settings.where} {problem}; put it beside config.json, or {REMEDY}")
     sizes = {name: _bytes(name, entry) for name, entry in storage.items()}
-    fixed = {name: Scheme("exl3", lambda o, i, n=n: n) for name, n in sizes.items()}
+    fixed = {name: _fixed(n_bytes) for name, n_bytes in sizes.items()}
 
     def scheme_of(module: Module) -> Scheme | None:
         return next((fixed[name] for name in module.names if name in fixed), None)
@@ -28,10 +28,17 @@ def _rules(settings: Settings) -> Rules:
     return Rules(scheme_of, one_by_one=True)
 
 
+def _fixed(n_bytes: int) -> Scheme:
+    return Scheme("exl3", lambda o, i: n_bytes)
+
+
 def _bytes(name: str, entry: object) -> int:
     stored = entry.get("stored_tensors") if isinstance(entry, dict) else None
-    sizes = [one.get("n_bytes") for one in stored.values() if isinstance(one, dict)] if isinstance(stored, dict) else []
-    if not sizes or not all(type(size) is int and 0 <= size < 2**50 for size in sizes):
+    listed = (
+        [one.get("n_bytes") for one in stored.values() if isinstance(one, dict)] if isinstance(stored, dict) else []
+    )
+    sizes: list[int] = [size for size in listed if type(size) is int and 0 <= size < 2**50]
+    if not sizes or len(sizes) < len(listed):
         raise ProfileError(f"{TENSOR_LIST_FILE}: tensor_storage of {name[:80]!r} has no n_bytes; {REMEDY}")
     return sum(sizes)
 

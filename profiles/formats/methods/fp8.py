@@ -60,7 +60,7 @@ def _linear_scheme(settings: Settings, *, one_byte: bool) -> Scheme:
         raise settings.bad("weight_block_size", "is not two whole numbers")
     if block == [1, 32] and (settings.get("scale_fmt") == "ue8m0" or settings.get("quant_method") == "mxfp8"):
         return mxfp8()
-    return fp8_block(*block, 1 if one_byte else 4, static)
+    return fp8_block(block[0], block[1], 1 if one_byte else 4, static)
 
 
 def _expert_scheme(settings: Settings) -> Scheme | None:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 from profiles.formats.matching import compiled, may_tell_experts_apart
@@ -52,9 +53,9 @@ def _rules(settings: Settings) -> Rules:
     return Rules(scheme_of, one_by_one=may_tell_experts_apart(settings.mappings("dynamic")), notes=_notes(suffixes))
 
 
-def _overrides(settings: Settings) -> list[tuple[object, Scheme | None]]:
+def _overrides(settings: Settings) -> list[tuple[re.Pattern[str], Scheme | None]]:
     """Regex -> what it says, in the order of the file; None for what is skipped (`-:`)."""
-    found: list[tuple[object, Scheme | None]] = []
+    found: list[tuple[re.Pattern[str], Scheme | None]] = []
     for pattern, change in settings.mappings("dynamic").items():
         sign, regex = (pattern[0], pattern[2:]) if pattern[:2] in ("-:", "+:") else ("+", pattern)
         if sign == "+":

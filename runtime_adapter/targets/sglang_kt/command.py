@@ -92,7 +92,7 @@ def _heading(plan: Placement, outline: Outline) -> str:
 
 
 def _command(plan: Placement, shape: Shape, mask: Mask, model_path: str | None) -> str:
-    method = NATIVE.get(plan.quant or "", "METHOD")
+    method = NATIVE.get((plan.quant or "").partition(" experts")[0], "METHOD")
     model = shlex.quote(model_path or "MODEL_FOLDER")
     parts = [
         "python3 -m sglang.launch_server",
