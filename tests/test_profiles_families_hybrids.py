@@ -12,6 +12,7 @@ from profiles import Workload
 from profiles.errors import ProfileError
 from profiles.hf_config.families import FAMILIES
 from profiles.hf_config.reader import model_tensors, read_hf_config
+from profiles.hf_config.text_model import text_model
 from profiles.tensors import ModelTensors, params
 
 FULL, SLIDING = "full_attention", "sliding_attention"
@@ -164,6 +165,7 @@ def _sizes(model: ModelTensors) -> tuple[float, float]:
 def test_published_sizes(name: str) -> None:
     """Totals within 1 %, or as the name rounds; what is active is rounded more freely."""
     config, total, active = PUBLISHED[name]
+    assert text_model(config).family in FAMILIES
     found = _sizes(model_tensors(config))
     assert found[0] == pytest.approx(total, rel=0.01, abs=0.5 if isinstance(total, int) else 0.05)
     assert found[1] == pytest.approx(active, rel=0.04)
@@ -220,6 +222,9 @@ def test_lists_in_wrappers_speak_of_the_language_model() -> None:
     model = model_tensors({"model_type": "minimax_m3_vl", "text_config": text | {"model_type": None}})
     module = model.disk_names.module("model.layers.9.mlp.shared_experts.gate_up_proj")
     assert module == "language_model.model.layers.9.block_sparse_moe.shared_experts.gate_proj"
+    inkling = model_tensors(PUBLISHED["Inkling"][0]).disk_names
+    assert inkling.module("model.layers.9.self_attn.q_proj") == "model.llm.layers.9.attn.wq_du"
+    assert inkling.module("model.layers.0.mlp.down_proj") == "model.llm.layers.0.mlp.w2_md"
 
 
 SMALL: dict[str, Any] = {

@@ -17,11 +17,13 @@ NESTED = ("thinker_config", "text_config", "llm_config", "language_config")
 DISK_PREFIXES = {
     "aria": "language_model.model.", "diffusion_gemma": "model.decoder.", "ernie4_5_vl_moe": "model.",
     "kimi_k25": "language_model.model.", "kimi_k3": "language_model.model.", "llama4": "language_model.model.",
-    "minimax_m3_vl": "language_model.model.",
+    "inkling_mm_model": "model.", "inkling2": "model.", "minimax_m3_vl": "language_model.model.", "step3p7": "model.",
     "qwen3_omni_moe": "thinker.model.",
 }  # fmt: skip
 """`model_type` of the whole -> what its checkpoints write before the text model's `layers`."""
 USUAL_PREFIX = "model.language_model."
+TEXT_TYPES = {"inkling_mm_model": "inkling_text"}
+"""`model_type` of the whole -> that of a text model that does not say it, where it is not the same and `_text`."""
 FLAT = ("dots3_note", "glm5_next")
 """Types whose files may have the text model's keys at the top, without a `text_config`, as transformers reads them."""
 
@@ -58,7 +60,12 @@ def text_model(config: Mapping[str, Any]) -> TextModel:
         whole, found = found, found[inner]
         path += f"{inner}."
         prefix = DISK_PREFIXES.get(outer, USUAL_PREFIX)
-        candidates: tuple[str, ...] = (_family_of(found), f"{family}_text", family, f"{outer}_text")
+        candidates: tuple[str, ...] = (
+            _family_of(found),
+            TEXT_TYPES.get(family, f"{family}_text"),
+            family,
+            f"{outer}_text",
+        )
         if any(isinstance(found.get(key), dict) for key in NESTED):
             candidates = candidates[:1]  # a wrapper itself: its text model is further in
         family = next((name for name in candidates if name in FAMILIES), candidates[0] or family)
