@@ -223,10 +223,10 @@ def solved(instance: Instance, **options: Any) -> Placement | None:
 @pytest.mark.parametrize("target", ["torch", "llama.cpp", "accelerate"])
 @pytest.mark.parametrize("granularity", ["module", "layer"])
 def test_no_plan_that_holds_the_pool_is_better(target: str, granularity: str) -> None:
-    """Every placement of 120 tiny instances in all: a plan is the best of those that fit, and there is none only where
+    """Every placement of 84 tiny instances in all: a plan is the best of those that fit, and there is none only where
     none fits."""
     infeasible, slower, fine = 0, 0, 0
-    for seed in range(90_000, 90_020):
+    for seed in range(90_000, 90_014):
         case = case_of(seed, target)
         tried = Tried.of(case, "layer" if target == "accelerate" else granularity)
         plan = solved(case.instance, target=target, granularity=granularity, objective=case.objective, **PATIENT)
@@ -244,10 +244,10 @@ def test_no_plan_that_holds_the_pool_is_better(target: str, granularity: str) ->
 
 @pytest.mark.parametrize("objective", ["request", "throughput"])
 def test_experts_may_be_split_within_a_pool(objective: Any) -> None:
-    """20 instances with every division of every layer's experts: the plan fits, the bound is no more than the best of
+    """12 instances with every division of every layer's experts: the plan fits, the bound is no more than the best of
     all, and nothing is found only where nothing fits."""
     ratios = []
-    for seed in range(92_000, 92_010):
+    for seed in range(92_000, 92_006):
         rng = random.Random(seed)
         instance = pooled(rng, few_experts(random_instance(rng, layers=(2, 2), gpus=(1, 1)), 4))
         best = best_of_all(instance, objective)
@@ -260,7 +260,7 @@ def test_experts_may_be_split_within_a_pool(objective: Any) -> None:
             assert best * (1 - 1e-9) <= plan.objective_s
             assert plan.status == "feasible" or plan.objective_s <= best * (1 + 1e-6)
             ratios.append(plan.objective_s / best)
-    assert 2 < len(ratios) < 9
+    assert 1 < len(ratios) < 6
     assert max(ratios) < 1.25
 
 
@@ -274,9 +274,9 @@ def shared_problem(rng: random.Random) -> Problem:
 
 
 def test_models_in_whole_numbers_count_what_is_shared() -> None:
-    """Over every plan of 120 tiny problems: the exact model finds the best, the others a bound."""
+    """Over every plan of 80 tiny problems: the exact model finds the best, the others a bound."""
     limits, exact, matters = Limits(20.0), 0, 0
-    for seed in range(120):
+    for seed in range(80):
         problem = shared_problem(random.Random(seed))
         plans = every_plan(problem)
         if problem.one_run:
@@ -299,8 +299,8 @@ def test_models_in_whole_numbers_count_what_is_shared() -> None:
         exact += counts.bound == plans.least
         loose = every_plan(replace(problem, shared=())).least
         matters += loose is not None and loose < plans.least
-    assert exact > 40
-    assert matters > 6
+    assert exact > 25
+    assert matters > 3
 
 
 # ---- when nothing fits ----
@@ -319,7 +319,7 @@ def pooled_trial(seed: int, **options: Any) -> Trial:
 def test_what_is_missing_is_the_least_over_devices_and_pools(granularity: str, target: str) -> None:
     shorts: set[str] = set()
     answers = []
-    for seed in range(600, 615):
+    for seed in range(600, 610):
         trial = pooled_trial(seed, granularity=granularity, target=target)
         least = trial.fewest_missing()
         assert least is not None
@@ -330,7 +330,7 @@ def test_what_is_missing_is_the_least_over_devices_and_pools(granularity: str, t
             assert missing is not None
             assert missing.least == least == sum(missing.bytes)
             shorts |= explained(trial).short_bytes.keys()
-    assert 1 < sum(answers) < 14
+    assert 1 < sum(answers) < 10
     assert "both" in shorts
 
 
@@ -376,19 +376,17 @@ def test_short_bytes_are_just_enough() -> None:
 # ---- machines that there are ----
 
 
+@pytest.mark.parametrize("target", ["torch", "llama.cpp"])
 @pytest.mark.parametrize(
     ("model", "quant", "machine"),
     [
-        ("qwen3-235b-a22b", "q3_k_m", unified(128 * GB)),
-        ("gpt-oss-120b", None, unified(128 * GB, 96 * GB, bandwidth=256e9)),
-        ("qwen3-235b-a22b", "q3_k_m", unified(128 * GB, 96 * GB, bandwidth=256e9)),
-        ("deepseek-v3", "q4_k_m", unified(512 * GB, 384 * GB, name="mps:0", bandwidth=819e9)),
+        ("qwen3-235b-a22b", "q3_k_m", "GB10"),
+        ("gpt-oss-120b", "q8_0", "Ryzen AI Max+ 395"),
+        ("qwen3-235b-a22b", "q3_k_m", "Ryzen AI Max+ 395"),
+        ("deepseek-v3", "q4_k_m", "M3-Ultra-512GB"),
     ],
 )
-@pytest.mark.parametrize("target", ["torch", "llama.cpp"])
-def test_large_models_on_unified_machines_are_proved(
-    model: str, quant: str | None, machine: Hardware, target: str
-) -> None:
+def test_large_models_on_unified_machines_are_proved(model: str, quant: str, machine: str, target: str) -> None:
     plan = solve(load_profile(model, quant), machine, target=target, tie_tolerance=0.0)
     assert plan.status == "optimal"
     assert plan.pools is not None
