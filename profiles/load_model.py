@@ -245,4 +245,4 @@ def _unknown_model(name: str) -> ProfileError:
     problem = f"unknown model {short(name, 120)} (no such file, preset or repository of a preset){hint}"
     if _hub_name(name) is not None:
         return NeedsHub(one_line(f"{problem}; add --hub (hub=True) to have its config and headers fetched"))
-    return ProfileError(one_line(f"{problem}; presets: {', '.join(known)}"))
+    return ProfileError(one_line(f"{problem}; `moeplan models` lists the {len(known)} presets"))

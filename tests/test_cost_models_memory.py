@@ -165,7 +165,7 @@ def test_a_phrase_gives_every_gpu_the_same_budget() -> None:
             "budget of 30000000000 bytes is too much, RTX4090 has 25757220864; lower it",
         ),
         ("cpu=EPYC-9654,budget=30GB", "budget is for GPUs and there are none; leave it out"),
-        ("8xL40,budget=20", "budget '20' is not a size; write e.g. 512GB"),
+        ("8xL40,budget=much", "budget 'much' is not a size; write e.g. 512GB"),
         ("8xL40,budget=0GB", "budget '0GB' is not between 1 byte and 1000 TB"),
         ("8xL40,budget=", "key 'budget' has no value"),
     ],

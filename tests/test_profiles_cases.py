@@ -202,7 +202,7 @@ def test_names_of_models(name: str, preset: str) -> None:
 
 
 def test_other_shapes_of_the_same_family_are_not_taken_for_them() -> None:
-    for name in ("DeepSeek-R1-Distill-Qwen-32B", "DeepSeek-V3.2", "Qwen3.5-397B", "deepseek"):
+    for name in ("DeepSeek-R1-Distill-Qwen-32B", "DeepSeek-V3.9", "Qwen3.5-397B", "deepseek"):
         with pytest.raises(MoeplanError, match="has the shapes of no preset"):
             preset_of(name)
 

@@ -105,8 +105,8 @@ def test_quant_where_bytes_are_fixed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("deepseek-v4", "did you mean deepseek-v"),
-        ("nothing-like-it", "presets: deepseek-r1"),
+        ("deepseek-v5", "did you mean deepseek-v"),
+        ("nothing-like-it", "`moeplan models` lists the"),
         ("someone/deepseek-v3", "did you mean deepseek-v3"),
         ("missing.yaml", "no such file"),
         ("missing.gguf", "no such file"),
