@@ -174,10 +174,12 @@ def test_small_files_that_say_formats_lie_beside_the_config(
 ) -> None:
     folder = tmp_path / "repository"
     folder.mkdir()
+    quantisation = {"quant_algo": "FP8", "kv_cache_quant_algo": None, "exclude_modules": ["lm_head"]}
+    said = {"config.json": CONFIG, "hf_quant_config.json": {"producer": {}, "quantization": quantisation}}
     for name in ("config.json", "hf_quant_config.json", "quantize_config.json", "tokenizer.json"):
-        (folder / name).write_text(json.dumps(CONFIG if name == "config.json" else {}))
+        (folder / name).write_text(json.dumps(said.get(name, {})))
     hub.repositories["a/b"] = folder
-    load_profile("a/b", hub=True)
+    assert load_profile("a/b", hub=True).quant == "fp8"
     assert kept(tmp_path) == ["config.json", "hf_quant_config.json", "quantize_config.json"]
 
 

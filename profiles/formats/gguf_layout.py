@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass, replace
 from math import prod
 
-from profiles.formats.gguf_names import TOP, file_architecture, layer_name, split_names
+from profiles.formats.gguf_names import FOLDED, TOP, file_architecture, layer_name, split_names
 from profiles.formats.llama_cpp_mix import Facts, mix_types
 from profiles.formats.stored import Stored, StoredExperts, same
 from profiles.gguf.tensors import GgmlType, GgufTensor, tensor_bytes
@@ -117,7 +117,9 @@ def _file(model: ModelTensors) -> list[_Placed]:
         if layer.experts is not None:
             placed += _routed(index, layer.experts.tensors, model.architecture)
     placed += [
-        _Placed(_plain(_head_name(tensor.name), tensor), "head") for tensor in model.head if not _is_tied(tensor, model)
+        _Placed(_plain(_head_name(tensor.name), tensor), "head")
+        for tensor in model.head
+        if not _is_tied(tensor, model) and tensor.name not in FOLDED
     ]
     if model.architecture in KEEPS_MTP:
         for tensor in model.mtp:
@@ -181,6 +183,8 @@ def _of_layer(index: int, tensor: Tensor, architecture: str, beside: Tensors = (
     if ".experts." in tensor.name:
         return [entry.tensor for entry in _routed(index, (tensor,), architecture)]
     rest = tensor.name.split(f".{index}.", 1)[-1]
+    if rest in FOLDED:
+        return []
     if rest in TOP:
         return [_plain(TOP[rest], tensor)]
     if names := split_names(rest, file_architecture(architecture)):

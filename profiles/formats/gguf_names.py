@@ -70,7 +70,9 @@ MODULES = {
     "norm_attn_norm.norm_1": "attn_norm", "norm_attn_norm.norm_2": "attn_output_norm",
     "ple.conv1d": "ple_conv1d", "ple.key_proj": "ple_key", "ple.norm_conv": "ple_norm_conv",
     "ple.norm_key": "ple_norm_key", "ple.norm_query": "ple_norm_query", "ple.value_proj": "ple_value",
-    "router.proj": "ffn_gate_inp",
+    "mlp.routed_expert_down_proj": "ffn_routed_down", "mlp.routed_expert_norm": "ffn_routed_norm",
+    "mlp.routed_expert_up_proj": "ffn_routed_up", "mlp_res_proj": "ffn_res_score",
+    "router.proj": "ffn_gate_inp", "self_attention_res_proj": "attn_res_score",
     "self_attn.b_proj": "ssm_beta",
     "self_attn.compressor.gate_proj": "attn_compressor_gate",
     "self_attn.compressor.indexer.gate_proj": "indexer_compressor_gate",
@@ -115,6 +117,7 @@ TOP = {
     "model.per_layer_model_projection.weight": "per_layer_model_proj.weight",
     "model.per_layer_projection_norm.weight": "per_layer_proj_norm.weight",
     "ple.ple_embedding.ngram_embedding.weight": "per_layer_token_embd.weight",
+    "model.output_attn_res_proj.weight": "output_res_score.weight",
     "model.hc_head.hc_base": "output_hc_base.weight", "model.hc_head.hc_fn": "output_hc_fn.weight",
     "model.hc_head.hc_scale": "output_hc_scale.weight",
     "model.hyper_connection_mixer.hc_norm.weight": "output_hc_norm.weight",
@@ -122,6 +125,8 @@ TOP = {
     "model.hyper_connection_mixer.input_mix_weight_up.weight": "output_hc_up.weight",
 }  # fmt: skip
 """Parameters that are outside the layers in the file, and neither embedding, final norm nor head."""
+FOLDED = ("self_attention_res_norm.weight", "mlp_res_norm.weight", "model.output_attn_res_norm.weight")
+"""Vectors that the file holds multiplied into the projection beside them: Kimi-K3's of its residual scores."""
 OWN = {
     "hy_v3": {"exp_probs_b.bias": "exp_probs_b"},
 }
