@@ -57,7 +57,7 @@ def test_what_is_held(model: str, quant: str | None, machine: str, target: str, 
 
 
 def test_experts_grow_as_measured() -> None:
-    """Loaded by transformers on a CPU, experts of an fp8 checkpoint take 2.00 times their file, of an mxfp4 one 3.76."""
+    """Loaded by transformers on a CPU, experts of fp8 take 2.00 times their file, of mxfp4 3.76 times."""
     cpu_only = load_hardware("1xV100,ram=2TB")
     for model, quant, ratio in (("deepseek-v3", None, 2.0), ("gpt-oss-120b", None, 3.76)):
         profile = load_profile(model, quant)
@@ -101,7 +101,7 @@ def test_plan_bound_and_judge_use_the_same_bytes(machine: Hardware) -> None:
     assert plan.memory is not None
     on_cpu = [i for i, layer in enumerate(plan.layers) if layer.experts_device == "cpu"]
     assert on_cpu, "31 GB do not fit one card"
-    weights = {device: 0 for device in ("cuda:0", "cpu")}
+    weights = dict.fromkeys(("cuda:0", "cpu"), 0)
     for i, layer in enumerate(plan.layers):
         for part, device in (("attention", layer.attention), ("experts", layer.experts_device)):
             block = costs.block(part, i)

@@ -134,7 +134,7 @@ def all_of(name: str, *ends: str) -> float:
 
 
 def test_modules_that_differ_within_attention() -> None:
-    """o_proj alone is packed in DeepSeek-V3.1-NVFP4; indexers' weights_proj is in 16 bits, also where lists misspell it;
+    """o_proj alone is packed in DeepSeek-V3.1-NVFP4; indexers' weights_proj is in 16 bits, also where it is misspelt;
     DeepSeek-V4's modules that are excluded from NVFP4 are in fp8."""
     mla = ("q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj")
     assert all_of("DeepSeek-V3.1-NVFP4", *(f"self_attn.{p}" for p in mla)) == BF16
