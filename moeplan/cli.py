@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import sys
 from importlib.metadata import version
@@ -87,7 +88,14 @@ Activations = Annotated[
 Mla = Annotated[str | None, typer.Option(help="cache of latent attention: compressed or expanded")]
 AsJson = Annotated[bool, typer.Option("--json", help="print one JSON document and nothing else")]
 Output = Annotated[Path | None, typer.Option("--output", "-o", help="write to this file")]
-_tokens: dict[str, Any] = {"parser": parse_count, "metavar": "TOKENS"}  # 4096, or 4k which is the same
+
+
+def _count(text: str | int) -> int:
+    """4096, or 4k which is the same. Whole numbers pass as they are: the workload says which of them may be."""
+    return int(text) if re.fullmatch(r"-?[0-9]{1,30}", str(text)) else parse_count(text)
+
+
+_tokens: dict[str, Any] = {"parser": _count, "metavar": "TOKENS"}
 PromptTokens = Annotated[int, typer.Option(help="prompt tokens of a request", **_tokens)]
 GeneratedTokens = Annotated[int, typer.Option(help="generated tokens of a request", **_tokens)]
 BatchSize = Annotated[int, typer.Option(help="sequences at a time")]

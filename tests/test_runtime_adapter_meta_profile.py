@@ -76,6 +76,12 @@ def native_model(config: dict[str, Any], device: str = "meta") -> Any:
         return transformers.AutoModelForCausalLM.from_config(settings, dtype=torch.bfloat16).eval()
 
 
+def by_transformers(config: dict[str, Any], quant: str = "bf16") -> ModelProfile:
+    """The profile as this reader makes it, also of families that are built in."""
+    tensors = read_config(config)
+    return profile_of(tensors, stored_as(tensors, quant), "model", source_of(config, quant))
+
+
 def params_of(profile: ModelProfile) -> int:
     return sum(block.params or 0 for block in profile.blocks) - profile.tied_bytes // 2
 
@@ -83,7 +89,7 @@ def params_of(profile: ModelProfile) -> int:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_parameter_is_in_the_block_its_name_says(family: str) -> None:
     config = config_of(family)
-    profile, model = read_hf_config(config, family, "bf16"), native_model(config)
+    profile, model = by_transformers(config), native_model(config)
     assert params_of(profile) == sum(parameter.numel() for parameter in model.parameters())
     assert profile.weight_bytes == sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     layered: Counter[tuple[int, bool]] = Counter()
@@ -105,7 +111,7 @@ RECURRENT = {"granitemoehybrid", "jamba", "minimax", "bailing_hybrid"}
 def test_cache_bytes_are_those_of_a_real_prompt(family: str) -> None:
     """100 tokens are more than any window here, of which transformers keeps one token less."""
     config, tokens = config_of(family), 100
-    profile, model = read_hf_config(config, family, "bf16"), native_model(config, "cpu")
+    profile, model = by_transformers(config), native_model(config, "cpu")
     held = transformers.DynamicCache(config=model.config)
     with torch.no_grad():
         model(input_ids=torch.ones((1, tokens), dtype=torch.long), past_key_values=held, use_cache=True)
@@ -135,7 +141,8 @@ def test_built_in_families_and_transformers_agree_on_every_figure(name: str) -> 
         read = profile_of(tensors, stored_as(tensors, quant), name, source_of(config, quant)).to_dict()
         for document in (built_in, read):
             document.pop("notes", None)
-            document.pop("mtp", None)  # the layers that transformers leaves out
+            for key in ("mtp", "mtp_layers"):  # of layers that transformers leaves out
+                document.pop(key, None)
         assert built_in == read
 
 
@@ -165,7 +172,7 @@ def test_built_in_families_and_transformers_agree_on_every_figure(name: str) -> 
     ids=["dbrx", "minimax-text-01", "jamba"],
 )
 def test_full_size_totals_are_the_published_ones(config: dict[str, Any], billions: float) -> None:
-    profile = read_hf_config(config, "full", "bf16")
+    profile = by_transformers(config)
     assert round(profile.weight_bytes / 2e9, 3) == billions
     assert all(layer.experts is None or layer.experts.active < layer.experts.count for layer in profile.layers)
 
@@ -177,7 +184,7 @@ def test_sizes_left_to_the_class_are_noted() -> None:
 
 
 def test_active_experts_may_differ_by_layer() -> None:
-    profile = read_hf_config(config_of("hunyuan_v1_moe"), "hunyuan")
+    profile = by_transformers(config_of("hunyuan_v1_moe"))
     assert [layer.experts.active for layer in profile.layers if layer.experts] == [2, 3, 2, 3]
 
 
@@ -186,16 +193,16 @@ def test_only_the_text_of_a_model_of_more_is_planned() -> None:
     text |= {"rope_scaling": {"mrope_section": [4, 2, 2], "rope_type": "default"}}
     vision = {"depth": 2, "hidden_size": 32, "num_heads": 2, "intermediate_size": 64, "out_hidden_size": 64}
     vision |= {"deepstack_visual_indexes": [0]}
-    profile = read_hf_config({"model_type": "qwen3_vl_moe", "text_config": text, "vision_config": vision}, "vl", "bf16")
+    profile = by_transformers({"model_type": "qwen3_vl_moe", "text_config": text, "vision_config": vision})
     assert profile.layers[0].experts is not None
     assert any("model.visual" in note for note in profile.notes)
     bare = {"model_type": "qwen3_moe", **BASE, **MOE, "num_experts": 8, "head_dim": 16}
-    assert params_of(profile) == params_of(read_hf_config(bare, "bare", "bf16"))
+    assert params_of(profile) == params_of(by_transformers(bare))
 
 
 def test_the_cache_of_compressed_attention_stays_below_its_line() -> None:
     """DeepSeek-V4 caches one entry every so many tokens; the line used must not be below what any prompt holds."""
-    profile = read_hf_config({"model_type": "deepseek_v4", **_small_v4()}, "v4", "bf16")
+    profile = by_transformers({"model_type": "deepseek_v4", **_small_v4()})
     assert any("grows by steps" in note for note in profile.notes)
     from runtime_adapter.meta.model import _is_fused_experts
     from runtime_adapter.meta.run import forward
@@ -227,8 +234,8 @@ def _small_v4() -> dict[str, Any]:
         ({"model_type": "gemma2", **BASE, "quantization_config": {"quant_method": "odd"}}, "quant="),
         ({"model_type": "gemma3", "text_config": None}, "text_config"),
         ({"model_type": "gemma3", "text_config": {"hidden_size": 64}}, "text_config.num_hidden_layers"),
-        ({"model_type": "ernie4_5_moe", **BASE, "moe_num_experts": 10**6}, "moe_num_experts"),
-        ({"model_type": "dbrx", "d_model": 64, "n_layers": 2}, "ffn_config"),
+        ({"model_type": "ernie4_5_moe", **BASE, "moe_num_experts": 10**6} | MOE, "moe_num_experts"),
+        ({"model_type": "dbrx", "d_model": 64, "n_layers": 2}, "_config"),
         ({"model_type": "gemma2", "num_hidden_layers": 2, "vocab_size": 96}, "hidden_size"),
         ({"model_type": "gemma2", **BASE, "hidden_size": "wide"}, "hidden_size"),
         ({"model_type": "gemma2", **BASE, "num_hidden_layers": 10**9}, "num_hidden_layers"),
@@ -252,7 +259,7 @@ def test_remote_code_and_network_are_never_used(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(socket.socket, "connect", refuse)
     remote = {"auto_map": {"AutoConfig": "evil/repo--configuration.Evil", "AutoModelForCausalLM": "evil/repo--m.Evil"}}
     config = config_of("granitemoe") | remote | {"_name_or_path": "evil/repo", "_attn_implementation": "evil/kernel"}
-    assert read_hf_config(config, "remote", "bf16").layers[0].experts is not None
+    assert by_transformers(config).layers[0].experts is not None
 
 
 def test_reading_leaves_the_config_and_transformers_as_they_were() -> None:
@@ -262,5 +269,5 @@ def test_reading_leaves_the_config_and_transformers_as_they_were() -> None:
 
     config = config_of("granitemoe")
     before = (dict(config), constants.HF_HUB_OFFLINE, logging.getLogger("transformers").level)
-    read_hf_config(config, "same")
+    by_transformers(config)
     assert before == (config, constants.HF_HUB_OFFLINE, logging.getLogger("transformers").level)
